@@ -1,0 +1,83 @@
+"""The paired drop of a task's metric, and the verdict on it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from autoquant.certify.bounds import Bound, betting_bounds, bootstrap_bounds, items_needed
+from autoquant.tasks.base import Task
+from autoquant.values import Budget, Verdict
+
+
+def paired_drop(task: Task, split: str, reference: np.ndarray, values: np.ndarray, budget: Budget, index=None) -> float:
+    """How much worse `values` are than `reference`, in the budget's unit; positive is worse.
+
+    Args:
+        reference, values: (items,) item values of the float32 model and of the model judged.
+        index: items to use, with repetition; None uses all.
+    """
+    before, after = task.aggregate(split, reference, index), task.aggregate(split, values, index)
+    drop = before - after if task.higher_is_better else after - before
+    return drop / abs(before) if (budget.relative or task.relative) and before else drop
+
+
+def drop_error(task: Task, split: str, reference: np.ndarray, values: np.ndarray, budget: Budget) -> float:
+    """Standard error of the paired drop: of the mean where the metric is one, by grouped jackknife otherwise."""
+    n = len(values)
+    if task.mean_of_items and not (budget.relative or task.relative):
+        return float(np.std(reference - values)) / math.sqrt(n)
+    folds = np.array_split(np.random.default_rng(0).permutation(n), min(n, 50))
+    everything = np.arange(n)
+    drops = [paired_drop(task, split, reference, values, budget, np.setdiff1d(everything, fold)) for fold in folds]
+    return float(np.std(drops)) * math.sqrt(len(folds) - 1)
+
+
+def judge(
+    task: Task, split: str, reference: np.ndarray, values: np.ndarray, budget: Budget, *, seed: int = 0,
+    confidence: float | None = None,
+) -> Verdict:  # fmt: skip
+    """PASS if the drop is below the budget with confidence, FAIL if above it with confidence, else INCONCLUSIVE.
+
+    With `budget.confidence` None the point estimate decides; the verdict's `method` says so.
+    """
+    n = len(values)
+    drop = paired_drop(task, split, reference, values, budget)
+    level = confidence or budget.confidence
+    if np.array_equal(reference, values):
+        bound = Bound(0.0, 0.0, "identical outcomes on every item")
+        if task.mean_of_items and task.bounds is not None and level is not None:
+            bound = betting_bounds(np.zeros(n), task.bounds[1] - task.bounds[0], level, seed)
+    elif level is None:
+        bound = Bound(drop, drop, "point estimate only, no confidence")
+    elif task.mean_of_items and task.bounds is not None and not (budget.relative or task.relative):
+        sign = 1 if task.higher_is_better else -1
+        bound = betting_bounds(sign * (reference - values), task.bounds[1] - task.bounds[0], level, seed)
+    else:
+        bound = bootstrap_bounds(
+            lambda index: paired_drop(task, split, reference, values, budget, index), n, level, seed
+        )
+    if bound.upper <= budget.drop:
+        status = "PASS"
+    elif bound.lower > budget.drop:
+        status = "FAIL"
+    else:
+        status = "INCONCLUSIVE"
+    needed = None
+    if status == "INCONCLUSIVE":
+        deviation = drop_error(task, split, reference, values, budget) * math.sqrt(n)
+        needed = items_needed(drop, deviation, budget.drop, level or 0.95)
+    return Verdict(
+        status=status,
+        metric=task.metric,
+        float_value=task.aggregate(split, reference),
+        quantized_value=task.aggregate(split, values),
+        drop=drop,
+        upper_bound=bound.upper,
+        lower_bound=bound.lower,
+        confidence=level,
+        n=n,
+        method=bound.method,
+        needed=needed,
+    )

@@ -1,0 +1,138 @@
+"""Measurements in a fresh process: `python -m autoquant.certify.worker job.json`.
+
+The certified figures are those of a checkpoint as a user loads it: from the disk, by a process that has never seen the
+float model. A job is plain JSON; so is the answer (per-item values in an npz beside it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from autoquant import artifacts
+from autoquant.checkpoint import load
+from autoquant.errors import AutoquantError
+from autoquant.evaluation import evaluate_split, forward_call, time_models
+from autoquant.models.loading import architectures, load_model, load_processor
+from autoquant.tasks import TASKS, from_spec
+
+
+def run_job(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
+    """Run `job` in a fresh process and return its answer; `folder` keeps job and answer under `name`.
+
+    Raises:
+        AutoquantError: the process failed; the message holds its last line.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.job.json"
+    artifacts.write_json(path, {**job, "out": str(folder / f"{name}.json"), "name": name})
+    environment = {**os.environ, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.run(
+        [sys.executable, "-m", "autoquant.certify.worker", str(path)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    if process.returncode:
+        lines = [line for line in process.stderr.strip().splitlines() if line.strip()]
+        raise AutoquantError(f"Measuring {name} in a fresh process failed: {lines[-1] if lines else process.returncode}")
+    return artifacts.read_json(folder / f"{name}.json")
+
+
+def _open(item: dict[str, Any], task: str) -> torch.nn.Module:
+    """A checkpoint folder of ours, or (`float`) the model that the user named, with the class that the task wants."""
+    if item.get("float"):
+        auto_class = TASKS[task].auto_class_for(architectures(item["path"]))
+        return load_model(item["path"], auto_class, trust_remote_code=item["trust_remote_code"]).model
+    return load(item["path"], device=item.get("device", "cpu"), trust_remote_code=item["trust_remote_code"])
+
+
+def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Load one checkpoint; measure peak memory at the shape, then item values and metric on a split."""
+    task = from_spec(job["task"], load_processor(job["processor"], trust_remote_code=job["model"]["trust_remote_code"]))
+    example = task.example(job["shape"]["batch_size"], job["shape"].get("seq_len"))
+    before = _reset_peak()
+    begin = time.perf_counter()
+    model = _open(job["model"], task.name)
+    load_seconds = time.perf_counter() - begin
+    call = forward_call(model, task, example)
+    for _ in range(2):
+        call()
+    peak = _peak() - before
+    reference = None
+    if job.get("reference"):
+        with np.load(job["reference"]) as file:
+            reference = torch.from_numpy(file["reduced"])
+    with tqdm(total=task.rows(job["split"]), desc=job["name"], unit="row", file=sys.stdout, leave=False, disable=True if job["quiet"] else None) as bar:
+        found = evaluate_split(
+            model, task, job["split"], batch_size=job["batch_size"], reference=reference,
+            progress=lambda done, total: bar.update(done - bar.n), notify=lambda text: tqdm.write(text, file=sys.stdout),
+        )  # fmt: skip
+    values = Path(job["out"]).with_suffix(".npz")
+    with artifacts.atomic(values) as temporary, open(temporary, "wb") as file:
+        np.savez(file, values=found.values, reduced=found.reduced.numpy())
+    return {
+        "metric": found.metric,
+        "items": len(found.values),
+        "values": str(values),
+        "peak_memory_bytes": max(0, peak),
+        "load_seconds": load_seconds,
+        "seconds": found.seconds,
+        "batch_size": found.batch_size,
+    }
+
+
+def latency_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Load all models and time them in turns at the shape: medians and half the interquartile range, in ms."""
+    task = from_spec(job["task"], load_processor(job["processor"], trust_remote_code=job["trust_remote_code"]))
+    example = task.example(job["shape"]["batch_size"], job["shape"].get("seq_len"))
+    calls = {name: forward_call(_open(item, task.name), task, example) for name, item in job["models"].items()}
+    found = time_models(calls, rounds=job["rounds"], max_seconds=job["max_seconds"])
+    return {"ms": {name: ms for name, (ms, _) in found.items()}, "noise": {name: noise for name, (_, noise) in found.items()}}
+
+
+JOBS = {"evaluate": evaluate_job, "latency": latency_job}
+
+
+def _reset_peak() -> int:
+    """Start a new peak; returns the resident bytes now."""
+    gc.collect()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def _peak() -> int:
+    """Highest resident bytes since `_reset_peak`."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main(path: str) -> int:
+    job = artifacts.read_json(Path(path))
+    if job.get("threads"):
+        torch.set_num_threads(job["threads"])
+    try:
+        artifacts.write_json(Path(job["out"]), JOBS[job["kind"]](job))
+    except AutoquantError as error:
+        print(str(error).replace("\n", " "), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

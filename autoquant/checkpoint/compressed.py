@@ -1,0 +1,146 @@
+"""Format `compressed-tensors`: int8 Linear and Embedding layers that stock transformers, and serving engines, read.
+
+Facts about its reader (compressed-tensors 0.20 in transformers 5.23) that this file has to respect:
+
+- Each config group must name its `format`. Left out, a weight-only group is taken for `pack-quantized`.
+- The reader hangs scales on Linear and Embedding modules only; it skips GPT-2's Conv1D and convolutions, whose codes
+  would then be used as floats.
+- Tied weights are tied after loading by their `weight` alone. Each of the tied layers needs a scale of its own in the
+  file; a missing one is left uninitialised with no more than a warning.
+- It refuses architectures of which transformers splits a weight on loading (DINOv2, for its SwiGLU variant), quantized
+  or not: `cannot_hold_model` finds out.
+- For `token` activations it keeps the first two axes of the input: (batch, tokens, width) gets a scale a token as it
+  should, but (batch, width), the input of a classifier on a pooled state, gets one scale for the whole batch.
+- It expands the weights in a hook on the model's first call. Who calls `model.forward` itself (sentence-transformers
+  does) finds int8 codes there, unless the model was opened with `CompressedTensorsConfig(dequantize=True)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
+
+from autoquant.checkpoint.format import Format
+from autoquant.checkpoint.targets import match, targets
+from autoquant.errors import CheckpointError, SchemeError
+from autoquant.schemes import SCHEMES
+from autoquant.values import Layer, QuantizationArgs, Scheme
+
+LAYOUT = "int-quantized"
+"""compressed-tensors' name for: `weight` int8, `weight_scale`, `weight_zero_point` if asymmetric."""
+
+READABLE = ("int-quantized", "naive-quantized")
+
+
+class CompressedTensors(Format):
+    name: ClassVar[str] = "compressed-tensors"
+
+    def cannot_hold_model(self, model: nn.Module) -> str | None:
+        if not isinstance(model, PreTrainedModel):
+            return "it describes transformers models only"
+        # Ask the reader itself, without a checkpoint: how does it want this architecture's names converted?
+        reader = CompressedTensorsHfQuantizer.__new__(CompressedTensorsHfQuantizer)
+        reader.pre_quantized, reader.use_fp8_kernel = True, False
+        reader.quantization_config = SimpleNamespace(dequantize=False)  # type: ignore[assignment]
+        try:
+            get_model_conversion_mapping(model, hf_quantizer=reader)
+        except ValueError as error:
+            made = f"transformers {transformers.__version__} cannot open it for a {type(model).__name__}"
+            return f"{made} ({str(error)[:60]}…)"
+        return None
+
+    def cannot_hold(self, layer: Layer, scheme: Scheme, base_dtype: str) -> str | None:
+        if scheme.dtype is not None:
+            return None if scheme.dtype == base_dtype else f"{scheme.dtype} differs from the base dtype {base_dtype}"
+        return None if layer.kind in ("linear", "embedding") else f"its reader does not quantize a {layer.kind}"
+
+    def write(self, model: nn.Module, schemes: Mapping[str, Scheme], base_dtype: str) -> dict[str, Any]:
+        quantized: dict[Scheme, list[str]] = {}
+        for name, scheme in schemes.items():
+            if not scheme.is_float:
+                quantized.setdefault(scheme, []).append(name)
+        return {
+            "quant_method": self.name,
+            "format": LAYOUT,
+            "quantization_status": "compressed",
+            "config_groups": {
+                f"group_{index}": {
+                    "format": LAYOUT,
+                    "targets": targets(names, model),
+                    "weights": _args(scheme.weights),
+                    "input_activations": _args(scheme.input),
+                    "output_activations": None,
+                }
+                for index, (scheme, names) in enumerate(quantized.items())
+            },
+            # transformers needs no ignore list beside explicit targets; vLLM refuses a Linear that is in neither.
+            "ignore": targets([name for name, scheme in schemes.items() if scheme.is_float], model),
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+        }
+
+    def read(self, config: Mapping[str, Any], model: nn.Module, where: str) -> dict[str, Scheme]:
+        if config.get("kv_cache_scheme"):
+            raise CheckpointError(f"{where} quantizes its key/value cache, which autoquant does not run. {_OTHER}")
+        groups = list((config.get("config_groups") or {}).values())
+        if not all(isinstance(group, dict) for group in groups):
+            raise CheckpointError(f"{where}: config_groups with named presets are not read. {_OTHER}")
+        of_target = {target: _scheme(group, config, where) for group in groups for target in group["targets"]}
+        ignore = list(config.get("ignore") or [])
+        found = {}
+        for name, module in model.named_modules():
+            target = match(name, module, of_target)
+            if target is not None and match(name, module, ignore) is None:
+                found[name] = of_target[target]
+        return found
+
+
+_OTHER = "Open it with transformers, or quantize the float model again with autoquant."
+
+
+def _args(args: QuantizationArgs | None) -> dict[str, Any] | None:
+    if args is None:
+        return None
+    return {
+        "num_bits": args.num_bits,
+        "type": args.type,
+        "strategy": args.strategy,
+        "group_size": None,
+        "symmetric": args.symmetric,
+        "dynamic": args.dynamic,
+    }
+
+
+def _scheme(group: Mapping[str, Any], config: Mapping[str, Any], where: str) -> Scheme:
+    layout = group.get("format") or config.get("format")
+    if layout not in READABLE:
+        raise CheckpointError(
+            f"{where} stores weights as '{layout}'; autoquant reads {' and '.join(READABLE)}. {_OTHER}"
+        )
+    try:
+        wanted = (_quantization(group.get("weights")), _quantization(group.get("input_activations")))
+    except SchemeError as error:
+        raise CheckpointError(f"{where}: {error} {_OTHER}") from error
+    for scheme in SCHEMES.values():
+        if (scheme.weights, scheme.input) == wanted and not group.get("output_activations"):
+            return scheme
+    raise CheckpointError(f"{where} has a scheme that is not in autoquant's table: {dict(group)}. {_OTHER}")
+
+
+def _quantization(args: Mapping[str, Any] | None) -> QuantizationArgs | None:
+    if not args:
+        return None
+    return QuantizationArgs(
+        strategy=str(args.get("strategy") or "tensor"),
+        num_bits=int(args.get("num_bits", 8)),
+        type=str(args.get("type", "int")),
+        symmetric=bool(args.get("symmetric", True)),
+        dynamic=bool(args.get("dynamic", False)),
+    )

@@ -1,0 +1,147 @@
+"""Run a task's split through a model, and time a model: the two measurements that every stage is built on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoquant.errors import NumericsError
+from autoquant.tasks.base import Batch, Task, batches, to_device
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model did on one split.
+
+    Attributes:
+        values: (items,) float64, one value an item.
+        metric: the task's metric.
+        reduced: what was kept of each row (tasks that compare with the float model need it as reference).
+        batch_size: smaller than asked for if memory ran out.
+    """
+
+    values: np.ndarray
+    metric: float
+    reduced: Tensor
+    batch_size: int
+    seconds: float
+
+
+def evaluate_split(
+    model: nn.Module,
+    task: Task,
+    split: str,
+    *,
+    batch_size: int = 32,
+    reference: Tensor | None = None,
+    observe: Callable[[int, Tensor, Batch], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    notify: Notify = lambda message: None,
+) -> Evaluation:
+    """All rows of a split, without gradients. Out of memory halves the batch and says so through `notify`.
+
+    Args:
+        reference: `reduced` of the float32 model.
+        observe: is called with (batch number, output, batch).
+
+    Raises:
+        NumericsError: the model gives NaN or infinity.
+    """
+    start = time.perf_counter()
+    device = _device(model)
+    total = task.rows(split)
+    kept: list[Tensor | None] = [None] * total
+    with torch.inference_mode():
+        plan, done = batches(task, split, batch_size), 0
+        while done < len(plan):
+            rows = plan[done]
+            try:
+                batch = to_device(task.batch(split, rows), device)
+                output = task.forward(model, batch)
+                reduced = task.reduce(output, batch)
+            except (MemoryError, torch.OutOfMemoryError):
+                if len(rows) == 1:
+                    raise
+                batch_size = max(1, len(rows) // 2)
+                notify(f"Out of memory at {len(rows)} rows a batch; continuing with {batch_size}.")
+                rest = [row for part in plan[done:] for row in part]
+                plan = plan[:done] + [rest[i : i + batch_size] for i in range(0, len(rest), batch_size)]
+                continue
+            if not bool(torch.isfinite(reduced).all()):
+                raise NumericsError(f"The model gives NaN or infinite outputs on the {split} split of task '{task.name}'.")
+            if observe is not None:
+                observe(done, output, batch)
+            for row, value in zip(rows, reduced.cpu(), strict=True):
+                kept[row] = value
+            done += 1
+            progress(sum(map(len, plan[:done])), total)
+    stacked = _stack(kept)
+    values = task.score(split, stacked, reference)
+    return Evaluation(values, task.aggregate(split, values), stacked, batch_size, time.perf_counter() - start)
+
+
+def time_models(
+    models: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 3, max_seconds: float = 20.0
+) -> dict[str, tuple[float, float]]:
+    """Median and half the interquartile range, in ms, of each callable; calls alternate, so that drift hits all alike.
+
+    At least five rounds are run, however slow.
+    """
+    for call in models.values():
+        for _ in range(warmup):
+            begin = time.perf_counter()
+            call()
+            if time.perf_counter() - begin > max_seconds / 20:
+                break
+    times: dict[str, list[float]] = {name: [] for name in models}
+    start = time.perf_counter()
+    for number in range(rounds):
+        for name, call in models.items():
+            begin = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - begin) * 1e3)
+        if number >= 4 and time.perf_counter() - start > max_seconds:
+            break
+    return {name: spread(values) for name, values in times.items()}
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """(median, half the interquartile range)."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return float(middle), float(high - low) / 2
+
+
+def forward_call(model: nn.Module, task: Task, batch: Batch) -> Callable[[], None]:
+    """One timed forward pass on `batch`, waiting for the device where there is one."""
+    device = _device(model)
+    batch = to_device(batch, device)
+
+    def call() -> None:
+        with torch.inference_mode():
+            task.forward(model, batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return call
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensor = next(model.parameters(), None)
+    if tensor is None:
+        tensor = next(model.buffers())
+    return tensor.device
+
+
+def _stack(rows: list[Tensor | None]) -> Tensor:
+    """(rows, …); rows of different length (windows of tokens) are padded with -1."""
+    tensors = [row for row in rows if row is not None]
+    if len({tuple(t.shape) for t in tensors}) > 1:
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=-1)
+    return torch.stack(tensors)

@@ -1,0 +1,157 @@
+"""Which modules of a model can be quantized, which cannot and why, and what identifies the model."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from autoquant.errors import ModelError
+from autoquant.values import Group, Layer, Skipped
+
+_KIND_OF: dict[type[nn.Module], str] = {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding", nn.Conv2d: "conv2d"}
+
+FUSED = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
+"""Sibling projections that serving engines (vLLM, for one) fuse into one product."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a model consists of, in the order of `named_modules()`."""
+
+    layers: tuple[Layer, ...]
+    skipped: tuple[Skipped, ...]
+
+    def layer(self, name: str) -> Layer:
+        return next(layer for layer in self.layers if layer.name == name)
+
+
+def inspect(model: nn.Module) -> Inventory:
+    """List the quantizable layers of a model, and every other module that owns weights with the reason it is skipped.
+
+    Raises:
+        ModelError: no layer can be quantized.
+    """
+    owners: dict[int, str] = {}
+    layers, skipped = [], []
+    for name, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False)]
+        if not own:
+            continue
+        kind = _KIND_OF.get(type(module))
+        reason = _reason_to_skip(module) if kind else "no quantization for this type; a small share of the weights"
+        if kind is None or reason:
+            skipped.append(Skipped(name, type(module).__name__, sum(p.numel() for p in own), reason or ""))
+            continue
+        weight = module.weight
+        owner = owners.setdefault(id(weight), name)
+        matrix = weight_matrix(module)
+        bias = getattr(module, "bias", None)
+        layers.append(
+            Layer(
+                name=name,
+                kind=kind,
+                shape=(matrix.shape[0], matrix.shape[1]),
+                has_bias=bias is not None,
+                tied_to=owner if owner != name else None,
+                patchify=isinstance(module, nn.Conv2d) and _is_patchify(module),
+            )
+        )
+    if not layers:
+        raise ModelError(
+            f"{type(model).__name__} has no layer that can be quantized (Linear, Conv1D of GPT-2, Conv2d, Embedding)."
+        )
+    return Inventory(tuple(layers), tuple(skipped))
+
+
+def weight_matrix(module: nn.Module) -> Tensor:
+    """The weight of a quantizable module as (out, in), a view: Conv1D transposed, Conv2d flattened."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    if isinstance(module, Conv1D):
+        return weight.t()
+    return weight.flatten(1)
+
+
+def groups(layers: Sequence[Layer], *, fuse: bool = False) -> tuple[Group, ...]:
+    """Partition the layers into groups that share a choice: tied weights always, fused projections if `fuse`."""
+    key: dict[str, str] = {}
+    for layer in layers:
+        prefix, _, last = layer.name.rpartition(".")
+        family = next((members for members in FUSED if last in members), None) if fuse else None
+        key[layer.name] = layer.tied_to or (f"{prefix}.{'+'.join(family)}" if family else layer.name)
+    names: dict[str, list[Layer]] = {}
+    for layer in layers:
+        names.setdefault(key[layer.name], []).append(layer)
+    return tuple(Group(name, tuple(members)) for name, members in names.items())
+
+
+def block_of(name: str) -> str:
+    """The transformer block that a layer belongs to: its name up to and including the first number."""
+    match = re.match(r"^(.*?\.\d+)(\.|$)", name)
+    return match.group(1) if match else name
+
+
+def fingerprint_model(model: nn.Module) -> str:
+    """16 hex digits over the names, shapes and a sample of the values of all weights."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_architecture(layers: Sequence[Layer]) -> str:
+    """16 hex digits over names and shapes: equal for a fine-tune of the same architecture."""
+    text = "\n".join(f"{layer.name} {layer.kind} {layer.shape}" for layer in layers)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def get_module(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name)
+
+
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def cast_floats(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast parameters and persistent float buffers in place, as `from_pretrained(dtype=…)` does.
+
+    Buffers that no checkpoint holds (rotary frequencies) and modules that the model wants in float32 keep their dtype.
+    """
+    keep = tuple(getattr(model, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
+    keep += tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{prefix}.{name}"
+            if parameter.is_floating_point() and not any(part in full.split(".") for part in keep):
+                parameter.data = parameter.data.to(dtype)
+        transient = module._non_persistent_buffers_set
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and name not in transient:
+                setattr(module, name, buffer.to(dtype))
+    return model
+
+
+def _reason_to_skip(module: nn.Module) -> str | None:
+    if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
+        return "grouped or non-zero-padded convolution"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "embedding with max_norm changes its weights as it is read"
+    return None
+
+
+def _is_patchify(module: nn.Conv2d) -> bool:
+    return (
+        tuple(module.kernel_size) == tuple(module.stride)
+        and module.padding in ((0, 0), "valid")
+        and tuple(module.dilation) == (1, 1)
+    )

@@ -1,0 +1,6 @@
+"""What each choice costs on this machine: bytes exactly, milliseconds measured."""
+
+from autoquant.price.latency import measure_price
+from autoquant.price.size import price_bytes
+
+__all__ = ["measure_price", "price_bytes"]

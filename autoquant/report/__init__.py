@@ -1,0 +1,8 @@
+"""Report: the summary of a run (`schema`), and its renderings: one sentence, the last screen, one HTML page."""
+
+from autoquant.report.render import render_html
+from autoquant.report.schema import validate
+from autoquant.report.sentence import sentence
+from autoquant.report.terminal import render_terminal
+
+__all__ = ["render_html", "render_terminal", "sentence", "validate"]

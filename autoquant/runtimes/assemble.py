@@ -1,0 +1,109 @@
+"""Put a layer map onto a model in memory, quickly and again and again: quantized weights are computed once.
+
+The float32 model that it was given stays as it is. For each base dtype there is one working copy, whose layers are
+swapped in place; tensors that are float32 in both are shared with the original.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from autoquant.errors import LayerMapError
+from autoquant.models.layers import Inventory, cast_floats, get_module, set_module, weight_matrix
+from autoquant.runtimes.base import Runtime
+from autoquant.schemes import SCHEMES, QuantizedTensor, project, quantize
+from autoquant.values import Layer, QuantizationArgs
+
+INPUT_CODES = 127.5
+"""A symmetric activation scale is absmax / 127.5, as compressed-tensors computes it."""
+
+
+class Assembler:
+    """`assemble(layers, base_dtype)` returns a working copy of the model that runs exactly this map."""
+
+    def __init__(
+        self, model: nn.Module, inventory: Inventory, runtime: Runtime, input_absmax: Mapping[str, float] | None = None
+    ) -> None:
+        self.model = model
+        self.inventory = inventory
+        self.runtime = runtime
+        self.input_absmax = dict(input_absmax or {})
+        self._copies: dict[str, nn.Module] = {}
+        self._floats: dict[tuple[str, str], nn.Module] = {}
+        self._weights: dict[tuple[str, QuantizationArgs, str], QuantizedTensor] = {}
+        self._modules: dict[tuple[str, str, str], nn.Module] = {}
+        self._current: dict[str, dict[str, str]] = {}
+
+    def assemble(self, layers: Mapping[str, str], base_dtype: str) -> nn.Module:
+        """The model under this map (layers that it does not name stay in the base dtype).
+
+        The returned module is reused: the next call with the same base dtype changes it.
+        """
+        if base_dtype not in self._copies:
+            self._make_copy(base_dtype)
+        model, current = self._copies[base_dtype], self._current[base_dtype]
+        for layer in self.inventory.layers:
+            wanted = project(SCHEMES[layers.get(layer.name, base_dtype)], layer.kind).name
+            if current[layer.name] != wanted:
+                set_module(model, layer.name, self.module(layer, wanted, base_dtype))
+                current[layer.name] = wanted
+        return model
+
+    def module(self, layer: Layer, scheme_name: str, base_dtype: str) -> nn.Module:
+        """The module that runs `scheme_name` for this layer in a model of `base_dtype`; built once."""
+        if base_dtype not in self._copies:
+            self._make_copy(base_dtype)
+        if scheme_name == base_dtype:
+            return self._floats[base_dtype, layer.name]
+        key = (layer.name, scheme_name, base_dtype)
+        if key not in self._modules:
+            scheme, dtype = SCHEMES[scheme_name], getattr(torch, base_dtype)
+            source = get_module(self.model, layer.name)
+            weight: QuantizedTensor | Tensor
+            if scheme.weights is None:
+                weight = weight_matrix(source).detach().to(getattr(torch, scheme.name))
+            else:
+                weight = self._quantized(layer, scheme.weights, base_dtype)
+            scale = self.input_scale(layer.name, dtype) if scheme.is_static else None
+            self._modules[key] = self.runtime.build(
+                layer, scheme, source, weight, base_dtype=dtype, input_scale=scale
+            )
+        return self._modules[key]
+
+    def input_scale(self, name: str, dtype: torch.dtype) -> Tensor:
+        if name not in self.input_absmax:
+            raise LayerMapError(
+                f"Layer '{name}' has a static activation scheme but no calibrated range: give input_absmax in the map, "
+                "or calibration data with --task and --data."
+            )
+        return torch.tensor([max(self.input_absmax[name], 1e-12) / INPUT_CODES], dtype=dtype)
+
+    def forget(self, keep: Mapping[str, str] | None = None) -> None:
+        """Free all cached weights and modules (all but those of `keep`) to make room."""
+        kept = set((keep or {}).items())
+        self._weights.clear()
+        self._modules = {key: module for key, module in self._modules.items() if (key[0], key[1]) in kept}
+
+    def _quantized(self, layer: Layer, args: QuantizationArgs, base_dtype: str) -> QuantizedTensor:
+        key = (layer.tied_to or layer.name, args, base_dtype)
+        if key not in self._weights:
+            matrix = weight_matrix(get_module(self.model, layer.name))
+            self._weights[key] = quantize(matrix, args, scale_dtype=getattr(torch, base_dtype), name=layer.name)
+        return self._weights[key]
+
+    def _make_copy(self, base_dtype: str) -> None:
+        shared = {id(p): p for p in self.model.parameters()} if base_dtype == "float32" else {}
+        model = copy.deepcopy(self.model, memo=dict(shared))  # type: ignore[arg-type]
+        if base_dtype != "float32":
+            cast_floats(model, getattr(torch, base_dtype))
+        model.eval().requires_grad_(False)
+        if getattr(model, "config", None) is not None and hasattr(model.config, "dtype"):
+            model.config.dtype = getattr(torch, base_dtype)
+        self._copies[base_dtype] = model
+        self._current[base_dtype] = {layer.name: base_dtype for layer in self.inventory.layers}
+        for layer in self.inventory.layers:
+            self._floats[base_dtype, layer.name] = get_module(model, layer.name)

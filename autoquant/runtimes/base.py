@@ -1,0 +1,48 @@
+"""What a runtime is: kernels that a checkpoint is served with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from autoquant.schemes import QuantizedTensor
+from autoquant.values import Layer, Scheme
+
+
+class Runtime(ABC):
+    """Builds modules that really run a scheme on a device. What it cannot run it does not offer.
+
+    Accuracy and speed are both measured on the modules that it builds.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def supports(self, layer: Layer, scheme: Scheme) -> str | None:
+        """None if the runtime can run `scheme` on `layer`, otherwise the reason it cannot."""
+
+    @abstractmethod
+    def build(
+        self,
+        layer: Layer,
+        scheme: Scheme,
+        module: nn.Module,
+        weight: QuantizedTensor | Tensor,
+        *,
+        base_dtype: torch.dtype,
+        input_scale: Tensor | None = None,
+    ) -> nn.Module:
+        """A module that takes the place of `module`: same inputs, same outputs in `base_dtype`.
+
+        Args:
+            module: the float module (its weight may be on the meta device); bias and geometry are read from it.
+            weight: (out, in) int8 codes for an int8 scheme, or the float matrix in the scheme's dtype.
+            input_scale: (1,) for a static scheme: absmax / 127.5, in the dtype it is stored in.
+        """
+
+    @abstractmethod
+    def description(self) -> str:
+        """Device and kernels in words, for reports: what a latency was measured on."""

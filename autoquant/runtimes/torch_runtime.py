@@ -1,0 +1,226 @@
+"""The `torch` runtime: int8 products with `torch._int_mm` on CPU and CUDA, float layers as torch runs them.
+
+One recipe serves every int8 scheme: codes of the input × codes of the weight in int32, then one pass that applies the
+scales, corrects for an asymmetric weight's zero point (sum of the row's codes × zero point) and adds the bias. On CPU the
+two passes around the product are compiled C where a compiler is at hand (`native`), torch operations otherwise.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoquant.errors import SchemeError
+from autoquant.runtimes import native
+from autoquant.runtimes.base import Runtime
+from autoquant.schemes import QuantizedTensor, dequantize, quantize_input
+from autoquant.values import Layer, QuantizationArgs, Scheme
+
+_FEW_ROWS = 16
+"""Up to here `_weight_int8pack_mm` beats expanding the weight and multiplying in floats."""
+
+
+class TorchRuntime(Runtime):
+    name = "torch"
+
+    def supports(self, layer: Layer, scheme: Scheme) -> str | None:
+        if scheme.weights is None:
+            return None
+        if layer.kind == "embedding":
+            if scheme.input is not None:
+                return "an embedding has no input to quantize"
+            return None if scheme.weights.strategy == "channel" else "embeddings are quantized per row (channel)"
+        if layer.kind == "conv2d" and scheme.input is not None and not layer.patchify:
+            return "int8 products only for convolutions whose kernel equals their stride"
+        return None
+
+    def build(
+        self,
+        layer: Layer,
+        scheme: Scheme,
+        module: nn.Module,
+        weight: QuantizedTensor | Tensor,
+        *,
+        base_dtype: torch.dtype,
+        input_scale: Tensor | None = None,
+    ) -> nn.Module:
+        if reason := self.supports(layer, scheme):
+            raise SchemeError(f"The torch runtime cannot run '{scheme.name}' on layer '{layer.name}': {reason}.")
+        bias = getattr(module, "bias", None)
+        bias = None if bias is None else bias.detach().to(base_dtype)
+        if isinstance(weight, Tensor):
+            built: nn.Module = FloatLayer(layer, module, weight.detach(), bias, base_dtype)
+        elif layer.kind == "embedding":
+            built = Int8Embedding(weight, base_dtype)
+        elif layer.kind == "conv2d":
+            built = Int8Conv2d(weight, bias, scheme.input, base_dtype, input_scale, module)
+        else:
+            built = Int8Linear(weight, bias, scheme.input, base_dtype, input_scale)
+        built.scheme_name = scheme.name  # type: ignore[assignment]
+        return built.eval()
+
+    def description(self) -> str:
+        if torch.cuda.is_available():
+            return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+        kernels = "compiled C passes" if native.available() else "torch passes"
+        isa = torch.backends.cpu.get_cpu_capability()
+        return f"{_cpu_name()} ({isa}), torch {torch.__version__}, {kernels}"
+
+
+class Int8Linear(nn.Module):
+    """y = x Wᵀ + b with an int8 weight: an integer product if the input is quantized, otherwise an expanded weight.
+
+    Buffers:
+        weight: int8 (in, out) for an integer product (the layout `_int_mm` reads fastest), (out, in) for weight only.
+        weight_scale: float32 (out,); zero_point: float32 (out,) or None; bias: base dtype (out,) or None.
+        input_scale: float32 (1,) for a static scheme.
+    """
+
+    def __init__(
+        self, weight: QuantizedTensor, bias: Tensor | None, input: QuantizationArgs | None, dtype: torch.dtype,
+        input_scale: Tensor | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        out, self.in_features = weight.values.shape
+        self.out_features = out
+        self.input = input
+        self.dtype = dtype
+        values = weight.values if input is None else weight.values.t()
+        scale = weight.scale.float().reshape(-1).expand(out).contiguous()
+        zero = None if weight.zero_point is None else weight.zero_point.float().reshape(-1).expand(out).contiguous()
+        self.register_buffer("weight", values.contiguous())
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("zero_point", zero)
+        self.register_buffer("bias", bias)
+        self.register_buffer("bias32", None if bias is None else bias.float(), persistent=False)
+        self.register_buffer("input_scale", None if input_scale is None else input_scale.float().reshape(1))
+        if input is not None and not input.dynamic and input_scale is None:
+            raise SchemeError("A static activation scheme needs a calibrated input scale.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, self.in_features)
+        y = self._weight_only(flat) if self.input is None else self._integer(flat)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _integer(self, x: Tensor) -> Tensor:
+        assert self.input is not None
+        if x.device.type == "cpu" and native.available(x.dtype) and not x.requires_grad:
+            codes, scales, sums = native.quantize_rows(
+                x.contiguous(),
+                scale=self.input_scale,
+                per_row=self.input.strategy == "token",
+                with_sums=self.zero_point is not None,
+            )
+            acc = torch._int_mm(codes, self.weight)
+            return native.finish(acc, scales, self.weight_scale, self.zero_point, sums, self.bias32, x.dtype)
+        absmax = None if self.input_scale is None else float(self.input_scale) * 127.5
+        codes, scale = quantize_input(x, self.input, absmax)
+        acc = _int_mm(codes, self.weight).float()
+        if self.zero_point is not None:
+            acc = acc - codes.sum(-1, keepdim=True, dtype=torch.int32).float() * self.zero_point
+        y = acc * (scale * self.weight_scale)
+        return (y if self.bias32 is None else y + self.bias32).to(x.dtype)
+
+    def _weight_only(self, x: Tensor) -> Tensor:
+        if self.zero_point is None and x.shape[0] <= _FEW_ROWS and x.device.type == "cpu" and x.dtype != torch.float32:
+            x = x.contiguous()  # the kernel reads strided rows as if they were dense, and crashes
+            y = torch._weight_int8pack_mm(x, self.weight, self.weight_scale.to(x.dtype))
+            return y if self.bias is None else y + self.bias
+        zero = None if self.zero_point is None else self.zero_point[:, None]
+        weight = dequantize(QuantizedTensor(self.weight, self.weight_scale[:, None], zero), x.dtype)
+        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {getattr(self, 'scheme_name', 'int8')}"
+
+
+class Int8Conv2d(nn.Module):
+    """A Conv2d with an int8 weight: a patch embedding is an `Int8Linear` over patches, others expand their weight."""
+
+    def __init__(
+        self, weight: QuantizedTensor, bias: Tensor | None, input: QuantizationArgs | None, dtype: torch.dtype,
+        input_scale: Tensor | None, module: nn.Module,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.geometry = {name: getattr(module, name) for name in ("stride", "padding", "dilation")}
+        self.kernel_size = module.kernel_size
+        self.linear = Int8Linear(weight, bias, input, dtype, input_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kh, kw = self.kernel_size
+        if self.linear.input is None:
+            values, zero = self.linear.weight, self.linear.zero_point
+            q = QuantizedTensor(values, self.linear.weight_scale[:, None], None if zero is None else zero[:, None])
+            weight = dequantize(q, x.dtype).view(-1, x.shape[1], kh, kw)
+            bias = None if self.linear.bias is None else self.linear.bias.to(x.dtype)
+            return F.conv2d(x, weight, bias, **self.geometry)
+        b, c, height, width = x.shape
+        h, w = height // kh, width // kw
+        patches = x[:, :, : h * kh, : w * kw].reshape(b, c, h, kh, w, kw).permute(0, 2, 4, 1, 3, 5)
+        return self.linear(patches.reshape(b, h, w, c * kh * kw)).permute(0, 3, 1, 2)
+
+    @property
+    def weight(self) -> Tensor:
+        """Models read the weight's dtype to cast their pixels; the activations are in the base dtype."""
+        return torch.empty(0, dtype=self.linear.dtype)
+
+
+class Int8Embedding(nn.Module):
+    """Rows of an int8 table, expanded as they are gathered.
+
+    Buffers: weight int8 (rows, width); weight_scale (rows, 1) float32; zero_point (rows, 1) float32 or None.
+    """
+
+    def __init__(self, weight: QuantizedTensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = weight.values.shape
+        self.dtype = dtype
+        self.register_buffer("weight", weight.values)
+        self.register_buffer("weight_scale", weight.scale.float())
+        self.register_buffer("zero_point", None if weight.zero_point is None else weight.zero_point.float())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        zero = None if self.zero_point is None else F.embedding(ids, self.zero_point)
+        q = QuantizedTensor(F.embedding(ids, self.weight), F.embedding(ids, self.weight_scale), zero)
+        return dequantize(q, self.dtype)
+
+
+class FloatLayer(nn.Module):
+    """A layer in a float dtype that may differ from the base dtype: the input is cast to it and the output back."""
+
+    def __init__(self, layer: Layer, module: nn.Module, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kind = layer.kind
+        self.dtype = dtype
+        own = weight if layer.kind != "conv2d" else weight.reshape(module.weight.shape)  # type: ignore[arg-type]
+        self.weight = nn.Parameter(own, requires_grad=False)
+        self.register_buffer("bias", None if bias is None else bias.to(weight.dtype))
+        self.geometry = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups") if hasattr(module, name)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "embedding":
+            return F.embedding(x, self.weight).to(self.dtype)
+        x = x.to(self.weight.dtype)
+        if self.kind == "conv2d":
+            return F.conv2d(x, self.weight, self.bias, **self.geometry).to(self.dtype)
+        return F.linear(x, self.weight, self.bias).to(self.dtype)
+
+
+def _int_mm(codes: Tensor, weight: Tensor) -> Tensor:
+    """int32 (rows, out) = codes (rows, in) @ weight (in, out); CUDA wants more than 16 rows."""
+    if codes.device.type != "cuda" or codes.shape[0] > 16:
+        return torch._int_mm(codes, weight)
+    padded = F.pad(codes, (0, 0, 0, 32 - codes.shape[0]))
+    return torch._int_mm(padded, weight)[: codes.shape[0]]
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

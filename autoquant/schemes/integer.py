@@ -1,0 +1,115 @@
+"""Affine integer quantization of weights and activations: q = round(x / scale) + zero_point, x ≈ (q - zero_point) · scale.
+
+Definitions follow compressed-tensors (`calculate_qparams`), so that its reader reproduces ours: an asymmetric range
+always contains 0, which is therefore kept exactly; a dynamic symmetric activation scale is absmax / 127.5 with codes in
+[-128, 127]. Symmetric weights use absmax / 127 with codes in [-127, 127], so that the code range is symmetric, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autoquant.errors import NumericsError, SchemeError
+from autoquant.values import QuantizationArgs
+
+INT8_MIN, INT8_MAX = -128, 127
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A quantized matrix.
+
+    Attributes:
+        values: int8 (out, in).
+        scale: (out, 1) for per-channel, (1,) for per-tensor; in the float dtype that it is stored in.
+        zero_point: int8 of the shape of `scale`; None when symmetric.
+    """
+
+    values: Tensor
+    scale: Tensor
+    zero_point: Tensor | None = None
+
+
+def quantize(
+    weight: Tensor, args: QuantizationArgs, *, scale_dtype: torch.dtype = torch.float32, name: str = "weight"
+) -> QuantizedTensor:
+    """Round a weight to int8, to nearest (ties to even).
+
+    The scale is rounded *up* to `scale_dtype` before the weight is divided by it: what is stored is what was used, and
+    nothing is clipped by the rounding. Every element is then within scale/2 of its code's value.
+
+    Args:
+        weight: (out, in), any float dtype; left unchanged.
+        scale_dtype: dtype in which the scale is stored.
+        name: named in errors.
+
+    Raises:
+        NumericsError: the weight holds NaN or infinity.
+        SchemeError: the weight is not a matrix, or the strategy is not one of weights.
+    """
+    if weight.ndim != 2 or weight.numel() == 0:
+        raise SchemeError(f"{name}: expected a non-empty matrix (out, in), not shape {tuple(weight.shape)}.")
+    if args.strategy not in ("tensor", "channel"):
+        raise SchemeError(f"{name}: weights are quantized per tensor or per channel, not per {args.strategy}.")
+    weight = weight.detach().float()
+    if not bool(torch.isfinite(weight).all()):
+        bad = int((~torch.isfinite(weight)).sum())
+        raise NumericsError(f"{name} holds {bad} NaN or infinite values; a model like that cannot be quantized.")
+    low, high = (t.clamp(max=0) if i == 0 else t.clamp(min=0) for i, t in enumerate(_range(weight, args.strategy)))
+    if args.symmetric:
+        scale = _stored(torch.maximum(-low, high) / INT8_MAX, scale_dtype)
+        values = torch.round(weight / scale.float()).clamp_(-INT8_MAX, INT8_MAX)
+        return QuantizedTensor(values.to(torch.int8), scale)
+    scale = _stored((high / 255 - low / 255), scale_dtype)
+    zero_point = torch.round(INT8_MIN - low / scale.float()).clamp_(INT8_MIN, INT8_MAX)
+    values = (torch.round(weight / scale.float()) + zero_point).clamp_(INT8_MIN, INT8_MAX)
+    return QuantizedTensor(values.to(torch.int8), scale, zero_point.to(torch.int8))
+
+
+def dequantize(q: QuantizedTensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(out, in) in `dtype` (default: the scale's): (values - zero_point) · scale, computed in float32."""
+    values = q.values.float()
+    if q.zero_point is not None:
+        values = values - q.zero_point.float()
+    return (values * q.scale.float()).to(dtype or q.scale.dtype)
+
+
+def quantize_input(x: Tensor, args: QuantizationArgs, absmax: float | None = None) -> tuple[Tensor, Tensor]:
+    """Round activations to int8 codes, symmetric.
+
+    Args:
+        x: (..., in) float.
+        absmax: the calibrated range, for a static scheme.
+
+    Returns:
+        codes int8 (..., in) and float32 scale: (..., 1) for strategy `token`, (1,) otherwise.
+    """
+    x = x.float()
+    if not args.dynamic:
+        if absmax is None:
+            raise SchemeError("A static activation scheme needs a calibrated range (input_absmax).")
+        top = torch.full((1,), absmax, device=x.device)
+    elif args.strategy == "token":
+        top = x.abs().amax(-1, keepdim=True)
+    else:
+        top = x.abs().amax().reshape(1)
+    scale = torch.where(top > 0, top / 127.5, torch.ones_like(top))
+    return torch.round(x / scale).clamp_(INT8_MIN, INT8_MAX).to(torch.int8), scale
+
+
+def _range(weight: Tensor, strategy: str) -> tuple[Tensor, Tensor]:
+    if strategy == "channel":
+        return torch.aminmax(weight, dim=1, keepdim=True)
+    low, high = torch.aminmax(weight)
+    return low.reshape(1), high.reshape(1)
+
+
+def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scale` rounded up to `dtype`, and kept away from zero: an all-zero row gets 1, a denormal range the tiniest normal."""
+    scale = torch.where(scale > 0, scale.clamp(min=torch.finfo(dtype).tiny), torch.ones_like(scale))
+    stored = scale.to(dtype)
+    up = torch.nextafter(stored, torch.full_like(stored, torch.inf))
+    return torch.where(stored.float() < scale, up, stored)

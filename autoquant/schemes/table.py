@@ -1,0 +1,40 @@
+"""The table of schemes. A new scheme is one more entry here (and a runtime that supports it)."""
+
+from __future__ import annotations
+
+from autoquant.errors import SchemeError, pick
+from autoquant.values import FLOAT_DTYPES, QuantizationArgs, Scheme
+
+_WEIGHTS = {
+    "int8-tensor-sym": QuantizationArgs("tensor", symmetric=True),
+    "int8-tensor-asym": QuantizationArgs("tensor", symmetric=False),
+    "int8-channel-sym": QuantizationArgs("channel", symmetric=True),
+    "int8-channel-asym": QuantizationArgs("channel", symmetric=False),
+}
+_INPUTS = {
+    "": None,
+    "/a8-tensor": QuantizationArgs("tensor", dynamic=True),
+    "/a8-token": QuantizationArgs("token", dynamic=True),
+    "/a8-static": QuantizationArgs("tensor", dynamic=False),
+}
+
+SCHEMES: dict[str, Scheme] = {
+    **{name: Scheme(name, dtype=name) for name in FLOAT_DTYPES},
+    **{w + a: Scheme(w + a, weights=weights, input=inputs) for w, weights in _WEIGHTS.items() for a, inputs in _INPUTS.items()},
+}
+"""Name → scheme: three float dtypes, and int8 weights {tensor, channel} × {sym, asym} × activations
+{none (weight only), a8-tensor (dynamic, one scale a call), a8-token (dynamic, one a row), a8-static (calibrated)}."""
+
+FLOATS = tuple(FLOAT_DTYPES)
+
+
+def get_scheme(name: str) -> Scheme:
+    """Raises SchemeError with the nearest valid name."""
+    return pick(SCHEMES, name, "scheme", SchemeError)
+
+
+def project(scheme: Scheme, kind: str) -> Scheme:
+    """The part of `scheme` that a layer of this kind can have: an embedding has no input to quantize."""
+    if kind == "embedding" and scheme.input is not None:
+        return SCHEMES[scheme.name.split("/")[0]]
+    return scheme

@@ -1,0 +1,19 @@
+"""Find the best map: the problem as plain data, the surrogate, the Optuna study."""
+
+from autoquant.search.problem import OBJECTIVES, Problem, make_problem
+from autoquant.search.spaces import Space, allowed, load_space
+from autoquant.search.study import STRATEGIES, Outcome, ladder, open_study, run_search
+
+__all__ = [
+    "OBJECTIVES",
+    "STRATEGIES",
+    "Outcome",
+    "Problem",
+    "Space",
+    "allowed",
+    "ladder",
+    "load_space",
+    "make_problem",
+    "open_study",
+    "run_search",
+]

@@ -1,0 +1,128 @@
+"""The search as plain data: groups, options, costs and scores. No model in sight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoquant.schemes import SCHEMES, project
+from autoquant.values import Group, Price, Profile
+
+FLOAT = "float"
+"""The option that keeps a group in the base dtype, whatever that is."""
+
+Choice = tuple[int, ...]
+"""One option index a group."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Choose one option a group, and a base dtype.
+
+    Attributes:
+        groups: what is decided together.
+        options: group → option names; index 0 is always `FLOAT`.
+        ms, bytes: base dtype → group → (options,) float arrays; bytes of a group add up over its layers.
+        scores: group → (options,) predicted divergence; the float option scores 0.
+        base_ms, base_bytes: base dtype → everything that is not in a group.
+        reference_ms, reference_bytes: of the float32 model.
+        objective: balanced, latency or memory.
+    """
+
+    groups: tuple[Group, ...]
+    options: tuple[tuple[str, ...], ...]
+    ms: Mapping[str, tuple[np.ndarray, ...]]
+    bytes: Mapping[str, tuple[np.ndarray, ...]]
+    scores: tuple[np.ndarray, ...]
+    base_ms: Mapping[str, float]
+    base_bytes: Mapping[str, float]
+    reference_ms: float
+    reference_bytes: float
+    objective: str = "balanced"
+
+    @property
+    def base_dtypes(self) -> tuple[str, ...]:
+        return tuple(self.ms)
+
+    def total_ms(self, base: str, choice: Choice) -> float:
+        return self.base_ms[base] + sum(float(t[i]) for t, i in zip(self.ms[base], choice, strict=True))
+
+    def total_bytes(self, base: str, choice: Choice) -> float:
+        return self.base_bytes[base] + sum(float(b[i]) for b, i in zip(self.bytes[base], choice, strict=True))
+
+    def saving(self, ms: float, size: float) -> float:
+        """How many times better than float32: speed-up, size ratio, or their geometric mean."""
+        return saving(self.objective, self.reference_ms / ms, self.reference_bytes / size)
+
+    def score(self, choice: Choice, theta: np.ndarray | None = None) -> float:
+        factor = np.ones(len(self.groups)) if theta is None else np.exp(theta)
+        return float(sum(s[i] * f for s, i, f in zip(self.scores, choice, factor, strict=True)))
+
+    def layers(self, base: str, choice: Choice) -> dict[str, str]:
+        """Layer → scheme name under this choice."""
+        found = {}
+        for group, options, index in zip(self.groups, self.options, choice, strict=True):
+            scheme = SCHEMES[base if options[index] == FLOAT else options[index]]
+            for layer in group.layers:
+                found[layer.name] = project(scheme, layer.kind).name
+        return found
+
+    def uniform(self, scheme: str) -> Choice:
+        """Every group that can runs `scheme`; an embedding runs its weight part; the others stay float."""
+        weight = scheme.split("/")[0]
+        return tuple(
+            options.index(scheme) if scheme in options else options.index(weight) if weight in options else 0
+            for options in self.options
+        )
+
+
+def saving(objective: str, speedup: float, shrink: float) -> float:
+    return {"balanced": math.sqrt(speedup * shrink), "latency": speedup, "memory": shrink}[objective]
+
+
+OBJECTIVES = ("balanced", "latency", "memory")
+
+
+def make_problem(
+    groups: Sequence[Group], allowed: Mapping[str, Sequence[str]], profile: Profile, price: Price, objective: str
+) -> Problem:
+    """Put profile and price together. A group may choose what each of its layers may run (projected on its kind)."""
+    options = []
+    for group in groups:
+        first = allowed[max(group.layers, key=lambda layer: len(allowed[layer.name])).name]
+        fits = [
+            name for name in first
+            if all(project(SCHEMES[name], layer.kind).name in allowed[layer.name] for layer in group.layers)
+        ]  # fmt: skip
+        options.append((FLOAT, *fits))
+
+    def table(values: Mapping[str, Mapping[str, float]], base: str) -> tuple[np.ndarray, ...]:
+        return tuple(
+            np.array([
+                sum(values[layer.name][project(SCHEMES[base if name == FLOAT else name], layer.kind).name] for layer in group.layers)
+                for name in names
+            ], float)
+            for group, names in zip(groups, options, strict=True)
+        )  # fmt: skip
+
+    scores = tuple(
+        np.array([0.0 if name == FLOAT else sum(profile.scores[layer.name][project(SCHEMES[name], layer.kind).name] for layer in group.layers) for name in names])
+        for group, names in zip(groups, options, strict=True)
+    )  # fmt: skip
+    searched = tuple(price.layer_ms)
+    floats = {layer.name: "float32" for group in groups for layer in group.layers}
+    return Problem(
+        groups=tuple(groups),
+        options=tuple(options),
+        ms={base: table(price.layer_ms[base], base) for base in searched},
+        bytes={base: table(price.layer_bytes[base], base) for base in searched},
+        scores=scores,
+        base_ms=dict(price.base_ms),
+        base_bytes=dict(price.other_bytes),
+        reference_ms=price.model_ms["float32"],
+        reference_bytes=price.bytes_of("float32", floats),
+        objective=objective,
+    )

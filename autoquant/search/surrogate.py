@@ -1,0 +1,122 @@
+"""The surrogate: costs and scores add up, so the best map under a divergence allowance is a multiple-choice knapsack.
+
+It is solved exactly with `scipy.optimize.milp`, and corrected by what was observed: each group's score is s · exp(θ) with
+θ ~ N(0, 0.6²), fitted to the observed divergences by maximum a posteriori (Gauss–Newton on log observed - log predicted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import lil_matrix
+
+from autoquant.search.problem import Choice, Problem
+
+PRIOR_DEVIATION = 0.6
+NOISE_DEVIATION = 0.05
+"""Of log(observed / predicted) from one trial to the next."""
+TIE = 0.01
+"""Costs of one layer that differ by less than this share of the float cost are told apart by their scores alone: a
+difference that small is timing noise."""
+
+
+def solve(
+    problem: Problem, base: str, allowance: float, *, theta: np.ndarray | None = None, tried: Sequence[Choice] = (),
+    time_limit: float = 5.0,
+) -> Choice | None:  # fmt: skip
+    """The cheapest choice whose predicted divergence is at most `allowance`; None if there is none that was not tried.
+
+    The objective (log latency, log size, or their mean) is linearised at the current solution and solved again until it
+    stays: two or three rounds.
+
+    Args:
+        allowance: may be infinite.
+        tried: choices to leave out.
+    """
+    factor = np.ones(len(problem.groups)) if theta is None else np.exp(theta)
+    scores = [s * f for s, f in zip(problem.scores, factor, strict=True)]
+    choice: Choice = tuple(0 for _ in problem.groups)
+    for _ in range(4):
+        costs = _linear_costs(problem, base, choice, scores)
+        found = _knapsack(costs, scores, allowance, tried, time_limit)
+        if found is None or found == choice:
+            return found
+        choice = found
+    return choice
+
+
+def _linear_costs(problem: Problem, base: str, at: Choice, scores: list[np.ndarray]) -> list[np.ndarray]:
+    """First-order cost of each option in units of log saving, ties within the timing noise broken by the scores."""
+    time_weight, size_weight = {"latency": (1.0, 0.0), "memory": (0.0, 1.0), "balanced": (0.5, 0.5)}[problem.objective]
+    ms, size = problem.total_ms(base, at), problem.total_bytes(base, at)
+    spread = max((float(s.max()) for s in scores), default=0.0) or 1.0
+    costs = []
+    for t, b, s in zip(problem.ms[base], problem.bytes[base], scores, strict=True):
+        grain = max(TIE * float(t[0]), 1e-12)
+        cost = time_weight * np.round(t / grain) * grain / ms + size_weight * b / size
+        costs.append(cost + 1e-3 * (TIE / len(scores)) * s / spread)
+    return costs
+
+
+def _knapsack(
+    costs: list[np.ndarray], scores: list[np.ndarray], allowance: float, tried: Sequence[Choice], time_limit: float
+) -> Choice | None:
+    sizes = [len(c) for c in costs]
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
+    total = int(starts[-1])
+    one = lil_matrix((len(sizes), total))
+    for group, size in enumerate(sizes):
+        one[group, starts[group] : starts[group] + size] = 1
+    constraints = [LinearConstraint(one.tocsr(), 1, 1)]
+    if np.isfinite(allowance):
+        flat = np.concatenate(scores)
+        unit = max(float(flat.max()), 1e-30)
+        constraints.append(LinearConstraint((flat / unit)[None, :], -np.inf, allowance / unit))
+    if tried:
+        cuts = lil_matrix((len(tried), total))
+        for row, choice in enumerate(tried):
+            for group, index in enumerate(choice):
+                cuts[row, starts[group] + index] = 1
+        constraints.append(LinearConstraint(cuts.tocsr(), -np.inf, len(sizes) - 1))
+    flat_cost = np.concatenate(costs)
+    result = milp(
+        flat_cost / max(float(np.abs(flat_cost).max()), 1e-30),
+        constraints=constraints,
+        integrality=np.ones(total),
+        bounds=Bounds(0, 1),
+        options={"time_limit": time_limit, "mip_rel_gap": 1e-6},
+    )
+    if result.x is None:
+        return None
+    return tuple(int(np.argmax(result.x[starts[g] : starts[g + 1]])) for g in range(len(sizes)))
+
+
+def fit_theta(problem: Problem, choices: Sequence[Choice], observed: Sequence[float], offsets: Sequence[float]) -> np.ndarray:
+    """Maximum a posteriori log-corrections of the groups' scores.
+
+    Args:
+        observed: divergence of each choice's model. offsets: what its base dtype adds by itself.
+
+    Returns:
+        (groups,) θ; zero where nothing was learned.
+    """
+    theta = np.zeros(len(problem.groups))
+    rows = np.array([[s[i] for s, i in zip(problem.scores, c, strict=True)] for c in choices], float).reshape(len(choices), -1)
+    target = np.maximum(np.asarray(observed, float) - np.asarray(offsets, float), 1e-12)
+    keep = rows.sum(1) > 0
+    rows, target = rows[keep], target[keep]
+    if not len(rows):
+        return theta
+    for _ in range(10):
+        weighted = rows * np.exp(theta)
+        predicted = weighted.sum(1)
+        jacobian = weighted / predicted[:, None]
+        residual = np.log(target) - np.log(predicted)
+        hessian = jacobian.T @ jacobian / NOISE_DEVIATION**2 + np.eye(len(theta)) / PRIOR_DEVIATION**2
+        step = np.linalg.solve(hessian, jacobian.T @ residual / NOISE_DEVIATION**2 - theta / PRIOR_DEVIATION**2)
+        theta = theta + np.clip(step, -0.5, 0.5)
+        if np.abs(step).max() < 1e-4:
+            break
+    return theta

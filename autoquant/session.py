@@ -1,0 +1,177 @@
+"""What the stages of one run share: the model, the task, the layers, what they may run, and where files go."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from autoquant.artifacts import fingerprint
+from autoquant.errors import UsageError, pick
+from autoquant.models.layers import Inventory, fingerprint_architecture, fingerprint_model, groups, inspect
+from autoquant.models.loading import Loaded, architectures, load_model, resolve, task_for
+from autoquant.runtimes import RUNTIMES, Runtime
+from autoquant.runtimes.assemble import Assembler
+from autoquant.search import Space, allowed, load_space
+from autoquant.settings import Settings
+from autoquant.tasks import TASKS, Task, make
+from autoquant.values import Budget, Group
+
+
+class Progress:
+    """Lines and bars on stderr; silent when `quiet`."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.notes: list[str] = []
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            tqdm.write(text, file=sys.stderr)
+
+    def note(self, text: str) -> None:
+        """Say it, and keep it for the report."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.say(f"  note: {text}")
+
+    @contextmanager
+    def bar(self, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        with tqdm(desc=what, unit=unit, file=sys.stderr, leave=False, disable=True if self.quiet else None, dynamic_ncols=True) as bar:
+
+            def update(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield update
+
+
+@dataclass
+class Session:
+    """One model, one task, one run folder. Everything expensive is made when it is first asked for."""
+
+    settings: Settings
+    folder: Path
+    progress: Progress
+    module: nn.Module | None = None
+    given_task: Task | None = None
+
+    def __post_init__(self) -> None:
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
+        if self.settings.device != "cpu" and not torch.cuda.is_available():
+            raise UsageError(f"--device {self.settings.device}: torch sees no GPU here. Valid: cpu.")
+        torch.manual_seed(self.settings.seed)
+
+    @property
+    def budget(self) -> Budget:
+        return self.settings.to_budget()
+
+    @cached_property
+    def task_name(self) -> str:
+        if self.given_task is not None:
+            return self.given_task.name
+        if self.settings.task is not None:
+            pick(TASKS, self.settings.task, "task")
+            return self.settings.task
+        if self.settings.data is None:
+            return "retrieval"
+        if self.module is not None:
+            raise UsageError("Say what the model is judged by: --task, one of " + ", ".join(TASKS) + ".")
+        path = resolve(self.settings.model, revision=self.settings.revision)
+        guess = task_for(path)
+        if guess is None:
+            raise UsageError(f"What {self.settings.model} is for cannot be told from its config. Give --task: {', '.join(TASKS)}.")
+        self.progress.note(f"Task '{guess}' was guessed from the model's architecture; --task chooses another.")
+        return guess
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        if self.module is not None:
+            return Loaded(self.module.eval(), None, type(self.module).__name__, None)
+        path = resolve(self.settings.model, revision=self.settings.revision)
+        auto_class = TASKS[self.task_name].auto_class_for(architectures(path))
+        loaded = load_model(
+            self.settings.model, auto_class, trust_remote_code=self.settings.trust_remote_code, revision=self.settings.revision
+        )
+        loaded.model.to(self.settings.device)
+        return loaded
+
+    @property
+    def model(self) -> nn.Module:
+        return self.loaded.model
+
+    @cached_property
+    def task(self) -> Task:
+        if self.given_task is not None:
+            return self.given_task
+        s = self.settings
+        return make(
+            self.task_name, s.data, self.loaded.processor, columns=s.columns, seed=s.seed, max_length=s.max_length,
+            sizes=s.sizes, metric=s.metric, test_data=s.test_data, model=self.model,
+        )  # fmt: skip
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        return inspect(self.model)
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        return RUNTIMES[self.settings.runtime]()
+
+    @cached_property
+    def space(self) -> Space:
+        return load_space(self.settings.space)
+
+    @cached_property
+    def allowed(self) -> dict[str, tuple[str, ...]]:
+        return allowed(self.space, self.inventory, self.runtime)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        return groups(self.inventory.layers, fuse=self.settings.fuse)
+
+    @cached_property
+    def assembler(self) -> Assembler:
+        return Assembler(self.model, self.inventory, self.runtime)
+
+    @cached_property
+    def seq_len(self) -> int | None:
+        return self.settings.seq_len or self.task.seq_len
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        return fingerprint_model(self.model)
+
+    @cached_property
+    def architecture_fingerprint(self) -> str:
+        return fingerprint_architecture(self.inventory.layers)
+
+    def stage_fingerprint(self, *what: object) -> str:
+        """What a stage's file was made from: model, task data, and the settings named."""
+        return fingerprint([self.model_fingerprint, self.task.describe(), list(what)])
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "transformers", "optuna", "compressed-tensors", "scipy", "safetensors")
+    found = {"python": sys.version.split()[0]}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+

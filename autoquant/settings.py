@@ -1,0 +1,85 @@
+"""What a run was asked to do: plain data, kept in the run folder so that `--resume` needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from autoquant.errors import StaleError, UsageError, pick
+from autoquant.runtimes import RUNTIMES
+from autoquant.search import OBJECTIVES, STRATEGIES
+from autoquant.values import Budget
+
+DEFAULT_TRIALS = 16
+DEFAULT_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a search (and of the stages that are run alone).
+
+    Attributes:
+        model: folder, hub id or `default`; a class name for a module that was handed over in Python.
+        budget, relative, confidence: see `Budget`.
+        batch_size, seq_len: the shape that latency and peak memory are measured at; None takes the task's typical length.
+        eval_batch_size: rows a batch when accuracy is measured.
+        rungs: quantized maps that may be tested on the certification data.
+        device: `cpu` or `cuda`.
+    """
+
+    model: str = "default"
+    task: str | None = None
+    data: str | None = None
+    test_data: str | None = None
+    columns: Mapping[str, str | int] | None = None
+    metric: str | None = None
+    max_length: int | None = None
+    sizes: Mapping[str, int] | None = None
+    budget: float = 0.01
+    relative: bool = False
+    confidence: float | None = 0.95
+    objective: str = "balanced"
+    space: str = "int8_fp16"
+    strategy: str = "surrogate"
+    runtime: str = "torch"
+    device: str = "cpu"
+    trials: int = DEFAULT_TRIALS
+    max_minutes: float | None = None
+    rungs: int = 2
+    batch_size: int = DEFAULT_BATCH_SIZE
+    seq_len: int | None = None
+    eval_batch_size: int = 32
+    threads: int | None = None
+    seed: int = 0
+    gradient: bool = True
+    fuse: bool = False
+    trust_remote_code: bool = False
+    revision: str | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        self.to_budget()
+        pick(dict.fromkeys(OBJECTIVES), self.objective, "objective")
+        pick(STRATEGIES, self.strategy, "strategy")
+        pick(RUNTIMES, self.runtime, "runtime")
+        for name, lowest in (("trials", 1), ("batch_size", 1), ("eval_batch_size", 1), ("rungs", 1)):
+            if getattr(self, name) < lowest:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least {lowest}, not {getattr(self, name)}.")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise UsageError(f"--max-minutes must be positive, not {self.max_minutes}.")
+
+    def to_budget(self) -> Budget:
+        return Budget(self.budget, self.relative, self.confidence)
+
+    def to_dict(self) -> dict[str, Any]:
+        value = asdict(self)
+        value["notes"] = list(self.notes)
+        return value
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], where: str) -> Settings:
+        known = {item.name for item in fields(cls)}
+        if unknown := set(value) - known:
+            raise StaleError(f"{where} was written by another version: unknown settings {', '.join(sorted(unknown))}.")
+        return cls(**{**value, "notes": tuple(value.get("notes") or ())})

@@ -1,0 +1,26 @@
+"""Small frozen values that the stages hand to each other. They hold data and check it; they import no stage."""
+
+from autoquant.values.budget import Budget, Verdict
+from autoquant.values.candidate import Candidate
+from autoquant.values.layer import FLOAT_DTYPES, KINDS, Group, Layer, Skipped
+from autoquant.values.layer_map import LayerMap
+from autoquant.values.price import Price
+from autoquant.values.profile import LayerStats, Profile
+from autoquant.values.scheme import QuantizationArgs, Scheme
+
+__all__ = [
+    "FLOAT_DTYPES",
+    "KINDS",
+    "Budget",
+    "Candidate",
+    "Group",
+    "Layer",
+    "LayerMap",
+    "LayerStats",
+    "Price",
+    "Profile",
+    "QuantizationArgs",
+    "Scheme",
+    "Skipped",
+    "Verdict",
+]

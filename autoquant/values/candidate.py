@@ -1,0 +1,47 @@
+"""A map that the search looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One trial of the search.
+
+    Attributes:
+        layers: layer → scheme; layers that are not named run in `base_dtype`.
+        ms, bytes: end-to-end latency measured, and exact size of the checkpoint's tensors.
+        saving: the objective: how many times better than float32 (1 is no better).
+        drop, error: paired drop on the search split and its standard error.
+        margin: what the certified bound is expected to be, less the budget; feasible when ≤ 0.
+        divergence, predicted_divergence: of the model's output (nats, or half the squared distance).
+        state: complete, failed or skipped; `reason` says why it is not complete.
+    """
+
+    number: int
+    label: str
+    origin: str
+    base_dtype: str
+    layers: Mapping[str, str]
+    state: str = "complete"
+    reason: str = ""
+    ms: float = float("nan")
+    bytes: int = 0
+    saving: float = float("nan")
+    drop: float = float("nan")
+    error: float = float("nan")
+    margin: float = float("nan")
+    divergence: float = float("nan")
+    predicted_divergence: float = float("nan")
+    items: int = 0
+    seconds: float = 0.0
+
+    @property
+    def feasible(self) -> bool:
+        return self.state == "complete" and self.margin <= 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "feasible": self.feasible}

@@ -1,0 +1,55 @@
+"""What each choice costs on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Price:
+    """Bytes and milliseconds of every (base dtype, layer, scheme).
+
+    One convention everywhere: **bytes** are what the checkpoint stores, scales and zero points included; a
+    **latency** is the median wall clock in milliseconds of one forward pass of the whole model at `shape`, all inputs
+    in memory. The layers' own milliseconds are measured alone and predict the whole:
+    T = base_ms[base] + Σ ms[base][layer][scheme].
+
+    Attributes:
+        layer_bytes: base dtype → layer → scheme → bytes (tied layers: the owner pays, the others 0).
+        other_bytes: base dtype → bytes of everything that is not a layer.
+        layer_ms: base dtype → layer → scheme → median ms.
+        layer_ms_noise: base dtype → layer → scheme → half the interquartile range, ms.
+        base_ms: base dtype → ms of everything that is not a layer.
+        model_ms: base dtype → median ms of the whole float model, measured end to end.
+        shape: {"batch_size": …, "seq_len": …} the latency holds for.
+    """
+
+    layer_bytes: Mapping[str, Mapping[str, Mapping[str, int]]]
+    other_bytes: Mapping[str, int]
+    layer_ms: Mapping[str, Mapping[str, Mapping[str, float]]]
+    layer_ms_noise: Mapping[str, Mapping[str, Mapping[str, float]]]
+    base_ms: Mapping[str, float]
+    model_ms: Mapping[str, float]
+    shape: Mapping[str, int]
+    threads: int
+    hardware: str
+    runtime: str
+    seconds: float
+    fingerprint: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Price:
+        return cls(**value)
+
+    def bytes_of(self, base_dtype: str, layers: Mapping[str, str]) -> int:
+        table = self.layer_bytes[base_dtype]
+        return self.other_bytes[base_dtype] + sum(table[name][scheme] for name, scheme in layers.items())
+
+    def ms_of(self, base_dtype: str, layers: Mapping[str, str]) -> float:
+        table = self.layer_ms[base_dtype]
+        return self.base_ms[base_dtype] + sum(table[name][scheme] for name, scheme in layers.items())
