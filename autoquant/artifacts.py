@@ -122,6 +122,13 @@ def empty_folder(path: Path, hint: str) -> Path:
     return path
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="autoquant-") as name:
+        yield Path(name)
+
+
 def folder_bytes(path: Path, pattern: str = "*.safetensors") -> int:
     """Bytes of the weight files below `path`: what a download of the weights costs."""
     return sum(file.stat().st_size for file in path.glob(pattern))

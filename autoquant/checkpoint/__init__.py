@@ -22,3 +22,5 @@ __all__ = [
     "write_checkpoint",
     "write_layer_map",
 ]
+
+register()
