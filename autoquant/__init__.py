@@ -11,7 +11,7 @@ After `import autoquant`, transformers' `from_pretrained` opens the checkpoint f
 import importlib
 import sys
 
-from autoquant.lazy import MODELS, after_import, attribute_loader
+from autoquant.lazy import MODELS, after_import, serve
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ __all__ = [
     "write_layer_map",
 ]
 
-__getattr__ = attribute_loader(__name__, _NAMES)
+serve(__name__, _NAMES)
 
 
 def _register() -> None:

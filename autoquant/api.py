@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,8 +88,8 @@ def search(
     settings = _settings(model, task, data, options)
     folder = new_folder(out, settings)
     artifacts.write_yaml(folder / pipeline.SETTINGS, settings.to_dict(), "What this run was asked to do; read by --resume.")
-    session = _session(settings, folder, quiet, model, task)
-    return Result(folder, pipeline.run(session))
+    with _given_back(folder):
+        return Result(folder, pipeline.run(_session(settings, folder, quiet, model, task)))
 
 
 def resume(
@@ -122,7 +124,8 @@ def profile(
     settings = _settings(model, task, data, options)
     folder = new_folder(out, settings, "profile")
     artifacts.write_yaml(folder / pipeline.SETTINGS, settings.to_dict())
-    return Result(folder, pipeline.run_profile(_session(settings, folder, quiet, model, task)))
+    with _given_back(folder):
+        return Result(folder, pipeline.run_profile(_session(settings, folder, quiet, model, task)))
 
 
 def apply(
@@ -245,6 +248,17 @@ def new_folder(out: str | Path | None, settings: Settings, suffix: str = "") -> 
     while (RUNS / f"{name}-{number}").exists():
         number += 1
     return artifacts.empty_folder(RUNS / f"{name}-{number}", "")
+
+
+@contextmanager
+def _given_back(folder: Path) -> Iterator[None]:
+    """Remove the run folder again when the request could not work and no stage has left anything in it."""
+    try:
+        yield
+    except UsageError:
+        if {path.name for path in folder.iterdir()} <= {pipeline.SETTINGS}:
+            shutil.rmtree(folder)
+        raise
 
 
 def _settings(model: Any, task: Any, data: Any, options: Mapping[str, Any]) -> Settings:

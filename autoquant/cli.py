@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from autoquant.errors import AutoquantError, UsageError
+from autoquant.values import Budget
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,6 +92,7 @@ def search(
     ctx: typer.Context = None,  # type: ignore[assignment]
 ) -> int:
     """Search, certify and write the best quantization under a budget."""
+    Budget(budget, relative, _confidence(confidence))  # a typing mistake is answered before seconds of imports
     from autoquant import api
 
     if resume is not None:

@@ -17,17 +17,29 @@ from typing import Any
 MODELS = "transformers.modeling_utils"
 
 
-def attribute_loader(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's `__getattr__` (PEP 562) that imports public name → module on first use."""
+def serve(package: str, names: Mapping[str, str]) -> None:
+    """Make public name → module available as attributes of `package`, each imported on first use (as PEP 562 does).
 
-    def __getattr__(name: str) -> Any:  # noqa: N807
-        if name not in names:
-            raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        value = getattr(importlib.import_module(names[name]), name)
-        setattr(sys.modules[package], name, value)
-        return value
+    Some names are also those of subpackages (`autoquant.search` is a function and a folder). The import system would put
+    the folder in place of the function; this keeps the function, and `from autoquant.search import …` works as ever.
+    """
 
-    return __getattr__
+    class Package(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name not in names:
+                raise AttributeError(f"module '{package}' has no attribute '{name}'")
+            value = getattr(importlib.import_module(names[name]), name)
+            self.__dict__[name] = value
+            return value
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not (name in names and isinstance(value, ModuleType)):
+                super().__setattr__(name, value)
+
+        def __dir__(self) -> list[str]:
+            return sorted({*super().__dir__(), *names})
+
+    sys.modules[package].__class__ = Package
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -22,7 +22,7 @@ Edit it: change the scheme behind a layer's name under 'layers', at the end. Sch
 Layers that share a weight (see 'groups') need the same weights. After an edit, 'verdict' no longer holds.
 
 Apply it to the same model or to a fine-tune of it, which writes a new checkpoint:
-  autoquant apply layer_map.yaml --model FOLDER --out NEW_FOLDER
+  autoquant apply MODEL layer_map.yaml --out NEW_FOLDER
 In the folder of a checkpoint this file is a record: editing it there does not change the weights beside it.
 """
 

@@ -5,9 +5,9 @@ embedding or regression: I, so that the divergence is half the squared distance)
 output by dy, the model's output moves by J dy and KL ≈ ½ (J dy)ᵀ G (J dy) (Amari 1998, eq. 2.6). With a random u,
 E[u uᵀ] = G, and g = Jᵀ u from one backward pass, ½ E[(g · dy)²] is the same number: one backward serves every scheme.
 
-The textbook u is the score of a label sampled from the model. Here u mixes all labels with random signs,
-u = Σ_c √p_c ξ_c (e_c - p), ξ_c = ±1: the same expectation at a much smaller variance, because no rare label has to be
-drawn to be seen.
+The textbook u is the score of a label sampled from the model. Here u = B ξ with B Bᵀ = G, one column of B for each
+dimension that the output really has, and random signs ξ = ±1: the same expectation at a much smaller variance, because no
+rare label has to be drawn to be seen. With two labels, or one output, a single u is exact.
 """
 
 from __future__ import annotations
@@ -25,13 +25,24 @@ def output_probe(output: Tensor, kind: str, generator: torch.Generator) -> Tenso
     signs = torch.randint(0, 2, output.shape, generator=generator, dtype=torch.int8).to(output.device).float() * 2 - 1
     z = output.detach().float()
     if kind == "softmax":
-        p = torch.softmax(z, -1)
-        mixed = p.sqrt() * signs
-        return mixed - p * mixed.sum(-1, keepdim=True)
+        return _softmax_probe(torch.softmax(z, -1), signs)
     if kind == "bernoulli":
         p = torch.sigmoid(z)
         return signs * (p * (1 - p)).sqrt()
     return signs
+
+
+def _softmax_probe(p: Tensor, signs: Tensor) -> Tensor:
+    """√p ∘ x, where x is random signs on an orthonormal basis of what is orthogonal to √p.
+
+    That basis is a reflection which takes √p to the axis of the likeliest label k, without that axis.
+    """
+    root = p.sqrt()
+    top = p.argmax(-1, keepdim=True)
+    x = signs.scatter(-1, top, 0.0)
+    along = (root * x).sum(-1, keepdim=True)
+    x = x - root * along / (1 + root.gather(-1, top))
+    return root * x.scatter(-1, top, -along)
 
 
 def divergence(output: Tensor, reference: Tensor, kind: str) -> Tensor:
@@ -62,10 +73,25 @@ def squared_response(gradients: Tensor, changes: Tensor, per_position: bool) -> 
     Returns:
         (schemes,) float64.
     """
+    return half_square(responses(gradients, changes, per_position))
+
+
+def responses(gradients: Tensor, changes: Tensor, per_position: bool) -> Tensor:
+    """The inner products g · dy that `half_square` squares; linear in the changes.
+
+    Args:
+        gradients: (probes, rows, …, channels). changes: (parts, rows, …, channels).
+
+    Returns:
+        (parts, probes, rows), or (parts, probes, rows · positions) if `per_position`.
+    """
     probes, rows, channels = gradients.shape[0], gradients.shape[1], gradients.shape[-1]
-    left = gradients.reshape(probes, -1, channels).permute(1, 0, 2)
-    right = changes.reshape(changes.shape[0], -1, channels).permute(1, 2, 0)
-    dots = torch.bmm(left, right)  # (rows · positions, probes, schemes): each tensor is read once
-    if not per_position:
-        dots = dots.view(rows, -1, *dots.shape[1:]).sum(1)
-    return dots.double().square().sum(0).mean(0) / 2
+    length = channels if per_position else gradients[0, 0].numel()
+    left = gradients.reshape(probes, -1, length).permute(1, 0, 2)
+    right = changes.reshape(changes.shape[0], -1, length).permute(1, 2, 0)
+    return torch.bmm(left, right).permute(2, 1, 0)
+
+
+def half_square(dots: Tensor) -> Tensor:
+    """½ Σ dots² over outputs, averaged over probes: (…, probes, outputs) → (…) float64."""
+    return dots.double().square().sum(-1).mean(-1) / 2

@@ -35,11 +35,12 @@ def input_ranges(model: nn.Module, layers: Sequence[Layer]) -> Iterable[dict[str
 
     def watch(name: str):
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].detach().abs()
+            x = args[0].detach()
             found = ranges.setdefault(name, InputRange(0.0, []))
-            found.absmax = max(found.absmax, x.amax().item())
+            low, high = torch.aminmax(x)
+            found.absmax = max(found.absmax, -low.item(), high.item())
             flat = x.flatten()
-            found.sample.append(flat[:: max(1, flat.numel() // _SAMPLE)].float())
+            found.sample.append(flat[:: max(1, flat.numel() // _SAMPLE)].abs().float())
 
         return hook
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from autoquant.errors import NumericsError
 from autoquant.models.layers import Inventory, get_module
-from autoquant.profile.fisher import output_probe, squared_response
+from autoquant.profile.changes import Part, output_changes, parts_of
+from autoquant.profile.fisher import half_square, output_probe, responses
 from autoquant.profile.ranges import input_ranges, weight_stats
 from autoquant.runtimes.assemble import Assembler
 from autoquant.tasks.base import Task, batches, to_device
@@ -76,6 +77,7 @@ def measure_profile(
     spent_products = 0.0
     spent_forward = 0.0
     scored = _sample(plan, task, seed)
+    wanted = {layer.name: [name for name in schemes[layer.name] if name != "float32"] for layer in inventory.layers}
     total = len(plan) + len(scored)
     for number, rows in enumerate(scored):
         batch = to_device(task.batch("calibration", rows), device)
@@ -88,20 +90,22 @@ def measure_profile(
         begin = time.perf_counter()
         with torch.no_grad():
             for layer in inventory.layers:
-                names = [name for name in schemes[layer.name] if name != "float32"]
+                source, parts = get_module(model, layer.name), parts_of(layer, wanted[layer.name])
+                every = list(dict.fromkeys(part for found in parts.values() for part in found))
                 for index, (x, y) in enumerate(calls[layer.name]):
                     signal[layer.name] += float(torch.linalg.vector_norm(y)) ** 2
                     found = [g[layer.name][index] for g in probed]
                     gradients = torch.stack([g for g in found if g is not None]) if found and found[0] is not None else None
-                    at_once = max(1, CHANGES // max(1, y.numel() * 4))
-                    for first in range(0, len(names), at_once):
-                        part = names[first : first + at_once]
-                        changes = torch.stack([assembler.module(layer, name, "float32")(x) for name in part]).sub_(y)
-                        for name, change in zip(part, changes, strict=True):
-                            noise[layer.name][name] += float(torch.linalg.vector_norm(change)) ** 2
+                    moved: dict[Part, Tensor] = {}
+                    power: dict[Part, float] = {}
+                    for some, changes in output_changes(layer, source, every, assembler, x, y, CHANGES):
+                        power |= {part: float(torch.linalg.vector_norm(c)) ** 2 for part, c in zip(some, changes, strict=True)}
                         if gradients is not None:
-                            for name, value in zip(part, squared_response(gradients, changes, task.positions), strict=True):
-                                score[layer.name][name] += float(value)
+                            moved |= dict(zip(some, responses(gradients, changes, task.positions), strict=True))
+                    for name, own in parts.items():
+                        noise[layer.name][name] += sum(power[part] for part in own)
+                        if gradients is not None:
+                            score[layer.name][name] += half_square(sum(moved[part] for part in own))
         spent_products += time.perf_counter() - begin
         progress(len(plan) + number + 1, total)
     passes += len(scored) / len(plan) * (1 + (2 * probes if gradient else 0) + spent_products / max(spent_forward, 1e-9))

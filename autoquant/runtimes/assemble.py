@@ -67,7 +67,7 @@ class Assembler:
             if scheme.weights is None:
                 weight = weight_matrix(source).detach().to(getattr(torch, scheme.name))
             else:
-                weight = self._quantized(layer, scheme.weights, base_dtype)
+                weight = self.quantized(layer, scheme.weights, base_dtype)
             scale = self.input_scale(layer.name, dtype) if scheme.is_static else None
             self._modules[key] = self.runtime.build(
                 layer, scheme, source, weight, base_dtype=dtype, input_scale=scale
@@ -88,7 +88,8 @@ class Assembler:
         self._weights.clear()
         self._modules = {key: module for key, module in self._modules.items() if (key[0], key[1]) in kept}
 
-    def _quantized(self, layer: Layer, args: QuantizationArgs, base_dtype: str) -> QuantizedTensor:
+    def quantized(self, layer: Layer, args: QuantizationArgs, base_dtype: str) -> QuantizedTensor:
+        """The layer's quantized weight (out, in), its scales stored in `base_dtype`; computed once."""
         key = (layer.tied_to or layer.name, args, base_dtype)
         if key not in self._weights:
             matrix = weight_matrix(get_module(self.model, layer.name))
@@ -96,8 +97,10 @@ class Assembler:
         return self._weights[key]
 
     def _make_copy(self, base_dtype: str) -> None:
-        shared = {id(p): p for p in self.model.parameters()} if base_dtype == "float32" else {}
-        model = copy.deepcopy(self.model, memo=dict(shared))  # type: ignore[arg-type]
+        shared: dict[int, object] = {}
+        if base_dtype == "float32":  # the same memory; parameters of its own, for the original keeps its requires_grad
+            shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.model.parameters()}
+        model = copy.deepcopy(self.model, memo=shared)  # type: ignore[arg-type]
         if base_dtype != "float32":
             cast_floats(model, getattr(torch, base_dtype))
         model.eval().requires_grad_(False)

@@ -22,6 +22,8 @@ from autoquant.values import Layer, QuantizationArgs, Scheme
 
 _FEW_ROWS = 16
 """Up to here `_weight_int8pack_mm` beats expanding the weight and multiplying in floats."""
+_PACK_WIDTH = 16
+"""Inputs that `_weight_int8pack_mm` takes in one step; it reads past the end of a row of any other length, and crashes."""
 
 
 class TorchRuntime(Runtime):
@@ -117,8 +119,7 @@ class Int8Linear(nn.Module):
             )
             acc = torch._int_mm(codes, self.weight)
             return native.finish(acc, scales, self.weight_scale, self.zero_point, sums, self.bias32, x.dtype)
-        absmax = None if self.input_scale is None else float(self.input_scale) * 127.5
-        codes, scale = quantize_input(x, self.input, absmax)
+        codes, scale = quantize_input(x, self.input, self.input_scale)
         acc = _int_mm(codes, self.weight).float()
         if self.zero_point is not None:
             acc = acc - codes.sum(-1, keepdim=True, dtype=torch.int32).float() * self.zero_point
@@ -126,13 +127,17 @@ class Int8Linear(nn.Module):
         return (y if self.bias32 is None else y + self.bias32).to(x.dtype)
 
     def _weight_only(self, x: Tensor) -> Tensor:
-        if self.zero_point is None and x.shape[0] <= _FEW_ROWS and x.device.type == "cpu" and x.dtype != torch.float32:
-            x = x.contiguous()  # the kernel reads strided rows as if they were dense, and crashes
+        if self._fits_pack(x):
+            x = x.contiguous()  # the kernel reads strided rows as if they were dense
             y = torch._weight_int8pack_mm(x, self.weight, self.weight_scale.to(x.dtype))
             return y if self.bias is None else y + self.bias
         zero = None if self.zero_point is None else self.zero_point[:, None]
         weight = dequantize(QuantizedTensor(self.weight, self.weight_scale[:, None], zero), x.dtype)
         return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+    def _fits_pack(self, x: Tensor) -> bool:
+        few, whole = x.shape[0] <= _FEW_ROWS, self.in_features % _PACK_WIDTH == 0
+        return self.zero_point is None and few and whole and x.device.type == "cpu" and x.dtype != torch.float32
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {getattr(self, 'scheme_name', 'int8')}"

@@ -47,7 +47,7 @@ def quantize(
         name: named in errors.
 
     Raises:
-        NumericsError: the weight holds NaN or infinity.
+        NumericsError: the weight holds NaN or infinity, or its scale is too large for `scale_dtype`.
         SchemeError: the weight is not a matrix, or the strategy is not one of weights.
     """
     if weight.ndim != 2 or weight.numel() == 0:
@@ -60,10 +60,10 @@ def quantize(
         raise NumericsError(f"{name} holds {bad} NaN or infinite values; a model like that cannot be quantized.")
     low, high = (t.clamp(max=0) if i == 0 else t.clamp(min=0) for i, t in enumerate(_range(weight, args.strategy)))
     if args.symmetric:
-        scale = _stored(torch.maximum(-low, high) / INT8_MAX, scale_dtype)
+        scale = _stored(torch.maximum(-low, high) / INT8_MAX, scale_dtype, name)
         values = torch.round(weight / scale.float()).clamp_(-INT8_MAX, INT8_MAX)
         return QuantizedTensor(values.to(torch.int8), scale)
-    scale = _stored((high / 255 - low / 255), scale_dtype)
+    scale = _stored(high / 255 - low / 255, scale_dtype, name)
     zero_point = torch.round(INT8_MIN - low / scale.float()).clamp_(INT8_MIN, INT8_MAX)
     values = (torch.round(weight / scale.float()) + zero_point).clamp_(INT8_MIN, INT8_MAX)
     return QuantizedTensor(values.to(torch.int8), scale, zero_point.to(torch.int8))
@@ -77,26 +77,22 @@ def dequantize(q: QuantizedTensor, dtype: torch.dtype | None = None) -> Tensor:
     return (values * q.scale.float()).to(dtype or q.scale.dtype)
 
 
-def quantize_input(x: Tensor, args: QuantizationArgs, absmax: float | None = None) -> tuple[Tensor, Tensor]:
+def quantize_input(x: Tensor, args: QuantizationArgs, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Round activations to int8 codes, symmetric.
 
     Args:
-        x: (..., in) float.
-        absmax: the calibrated range, for a static scheme.
+        x: (..., in) float; may have no rows.
+        scale: (1,) float32, calibrated, for a static scheme: the largest absolute input / 127.5.
 
     Returns:
         codes int8 (..., in) and float32 scale: (..., 1) for strategy `token`, (1,) otherwise.
     """
     x = x.float()
-    if not args.dynamic:
-        if absmax is None:
-            raise SchemeError("A static activation scheme needs a calibrated range (input_absmax).")
-        top = torch.full((1,), absmax, device=x.device)
-    elif args.strategy == "token":
-        top = x.abs().amax(-1, keepdim=True)
-    else:
-        top = x.abs().amax().reshape(1)
-    scale = torch.where(top > 0, top / 127.5, torch.ones_like(top))
+    if args.dynamic:
+        top = x.abs().amax(-1, keepdim=True) if args.strategy == "token" or not x.numel() else x.abs().amax().reshape(1)
+        scale = torch.where(top > 0, top / 127.5, torch.ones_like(top))
+    elif scale is None:
+        raise SchemeError("A static activation scheme needs a calibrated range (input_absmax).")
     return torch.round(x / scale).clamp_(INT8_MIN, INT8_MAX).to(torch.int8), scale
 
 
@@ -107,9 +103,20 @@ def _range(weight: Tensor, strategy: str) -> tuple[Tensor, Tensor]:
     return low.reshape(1), high.reshape(1)
 
 
-def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`scale` rounded up to `dtype`, and kept away from zero: an all-zero row gets 1, a denormal range the tiniest normal."""
-    scale = torch.where(scale > 0, scale.clamp(min=torch.finfo(dtype).tiny), torch.ones_like(scale))
+def _stored(scale: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """`scale` rounded up to `dtype`, and kept away from zero: an all-zero row gets 1, a denormal range the tiniest normal.
+
+    Denormals of float16 are used (a small weight keeps its levels): every device reads them; those of float32 are not.
+    """
+    info = torch.finfo(dtype)
+    tiniest = max(info.tiny * info.eps, torch.finfo(torch.float32).tiny)
+    scale = torch.where(scale > 0, scale.clamp(min=tiniest), torch.ones_like(scale))
     stored = scale.to(dtype)
     up = torch.nextafter(stored, torch.full_like(stored, torch.inf))
-    return torch.where(stored.float() < scale, up, stored)
+    stored = torch.where(stored.float() < scale, up, stored)
+    if not bool(torch.isfinite(stored).all()):
+        raise NumericsError(
+            f"{name} has values so large that their scale does not fit {str(dtype).removeprefix('torch.')}; "
+            "use bfloat16 or float32 as the base dtype."
+        )
+    return stored

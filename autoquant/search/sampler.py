@@ -6,7 +6,7 @@ Its state is rebuilt from the study's storage at each proposal, so that a resume
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -117,24 +117,32 @@ def propose(problem: Problem, seen: Sequence[Seen], tried: dict[str, list[Choice
         Exhausted: nothing promises more than the incumbent.
     """
     best = max((s.saving for s in seen if s.margin <= 0), default=0.0)
-    held = median(s.saving / promise(problem, s.base, s.choice) for s in seen if any(s.choice)) if any(any(s.choice) for s in seen) else 1.0
     offsets = {base: base_divergence(seen, base) for base in problem.base_dtypes}
     theta = fit_theta(problem, [s.choice for s in seen], [s.divergence for s in seen], [offsets[s.base] for s in seen])
-    proposals = []
-    for base in problem.base_dtypes:
-        allowance = next_allowance(problem, seen, theta, offsets) - offsets[base]
-        if allowance < 0:
-            continue
-        choice = solve(problem, base, allowance, theta=theta, tried=tried[base])
-        if choice is None:
-            continue
-        promised = held * promise(problem, base, choice)
-        if promised > WORTH * best:
-            proposals.append((promised, base, choice))
-    if not proposals:
-        raise Exhausted
-    _, base, choice = max(proposals, key=lambda item: item[0])
-    return base, choice
+    for allowance in allowances(problem, seen, theta, offsets):
+        proposals = []
+        for base in problem.base_dtypes:
+            if allowance < offsets[base]:
+                continue
+            choice = solve(problem, base, allowance - offsets[base], theta=theta, tried=tried[base])
+            if choice is None:
+                continue
+            promised = held(problem, seen, base) * promise(problem, base, choice)
+            if promised > WORTH * best:
+                proposals.append((promised, base, choice))
+        if proposals:
+            _, base, choice = max(proposals, key=lambda item: item[0])
+            return base, choice
+    raise Exhausted
+
+
+def held(problem: Problem, seen: Sequence[Seen], base: str) -> float:
+    """What share of its promised saving a quantized map keeps end to end: the median in this base dtype, else in all."""
+    quantized = [s for s in seen if any(s.choice)]
+    kept = [s.saving / promise(problem, s.base, s.choice) for s in quantized if s.base == base] or [
+        s.saving / promise(problem, s.base, s.choice) for s in quantized
+    ]
+    return median(kept) if kept else 1.0
 
 
 def promise(problem: Problem, base: str, choice: Choice) -> float:
@@ -147,19 +155,22 @@ def base_divergence(seen: Sequence[Seen], base: str) -> float:
     return next((s.divergence for s in seen if s.base == base and not any(s.choice)), 0.0)
 
 
-def next_allowance(problem: Problem, seen: Sequence[Seen], theta: np.ndarray, offsets: dict[str, float]) -> float:
-    """The divergence to allow next: everything while nothing has failed, else between the largest that passed and the
-    smallest above it that did not (geometric mean): a bisection of the one-dimensional front.
+def allowances(problem: Problem, seen: Sequence[Seen], theta: np.ndarray, offsets: dict[str, float]) -> Iterator[float]:
+    """Divergences to allow, one after the other until a map under one of them is worth a trial.
 
-    Raises:
-        Exhausted: both ends have met.
+    Everything while nothing has failed. Else between the largest that passed and the smallest above it that did not: a
+    bisection of the one-dimensional front (geometric means), upwards while nothing below is worth it. Once both ends have
+    met, as much as has passed: a map that was overlooked may be under it still.
     """
     predicted = [(problem.score(s.choice, theta) + offsets[s.base], s.margin) for s in seen]
     passed = max((d for d, margin in predicted if margin <= 0), default=0.0)
     failed = min((d for d, margin in predicted if margin > 0 and d > passed), default=math.inf)
     if math.isinf(failed):
-        return math.inf
-    floor = max(passed, failed * 1e-3)
-    if failed <= CLOSE * floor:
-        raise Exhausted
-    return math.sqrt(floor * failed)
+        yield math.inf
+        return
+    low = max(passed, failed * 1e-3)
+    if failed <= CLOSE * low:
+        yield low
+    while failed > CLOSE * low:
+        low = math.sqrt(low * failed)
+        yield low

@@ -195,8 +195,8 @@ def test_input_codes_are_those_of_compressed_tensors(x: torch.Tensor, strategy: 
 def test_input_codes_are_within_a_scale_and_zeros_stay_zeros(x: torch.Tensor, dynamic: bool, dtype: torch.dtype) -> None:
     x = x.clamp(-6e4, 6e4).to(dtype)
     before = x.clone()
-    absmax = None if dynamic else float(x.abs().max())
-    codes, scale = quantize_input(x, QuantizationArgs("tensor", dynamic=dynamic), absmax)
+    given_scale = None if dynamic else torch.full((1,), max(float(x.abs().max()), 1e-6) / 127.5)
+    codes, scale = quantize_input(x, QuantizationArgs("tensor", dynamic=dynamic), given_scale)
     assert codes.dtype == torch.int8 and scale.dtype == torch.float32 and torch.equal(x, before)
     error = (x.float() - codes.float() * scale).abs()  # the largest positive value lies half a code beyond 127
     assert bool((error <= scale * (0.5 + 1e-4)).all())
@@ -206,7 +206,7 @@ def test_input_codes_are_within_a_scale_and_zeros_stay_zeros(x: torch.Tensor, dy
 def test_rows_of_zeros_and_values_beyond_the_calibrated_range() -> None:
     codes, scale = quantize_input(torch.zeros(2, 3), QuantizationArgs("token", dynamic=True))
     assert not codes.any() and scale.tolist() == [[1.0], [1.0]]
-    codes, _ = quantize_input(torch.tensor([[-9.0, 9.0]]), QuantizationArgs("tensor"), absmax=1.0)
+    codes, _ = quantize_input(torch.tensor([[-9.0, 9.0]]), QuantizationArgs("tensor"), torch.tensor([1 / 127.5]))
     assert codes.tolist() == [[-128, 127]]
 
 

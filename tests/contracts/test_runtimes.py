@@ -1,0 +1,245 @@
+"""What every runtime promises: what it says it can run gives linear(input as quantized, dequantize(weight)).
+
+A new runtime joins by being in `RUNTIMES`, a new scheme by being in `SCHEMES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from autoquant.errors import SchemeError
+from autoquant.models.layers import inspect, weight_matrix
+from autoquant.runtimes import RUNTIMES, Runtime, native
+from autoquant.schemes import SCHEMES, QuantizedTensor, dequantize, quantize, quantize_input
+from autoquant.values import FLOAT_DTYPES, Layer, Scheme
+
+ABSMAX = 3.0
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-9}
+"""Of Σ |x| |w| + |b|, the largest value that rounding has to do with."""
+
+
+def _linear() -> nn.Module:
+    return nn.Linear(21, 10)
+
+
+def _no_bias() -> nn.Module:
+    return nn.Linear(32, 10, bias=False)
+
+
+def _conv1d() -> nn.Module:
+    return Conv1D(10, 21)
+
+
+def _patchify() -> nn.Module:
+    return nn.Conv2d(3, 10, (2, 3), (2, 3))
+
+
+def _general() -> nn.Module:
+    return nn.Conv2d(3, 10, 3, stride=2, padding=1)
+
+
+def _embedding() -> nn.Module:
+    return nn.Embedding(10, 21)
+
+
+MODULES = {f.__name__[1:]: f for f in (_linear, _no_bias, _conv1d, _patchify, _general, _embedding)}
+
+
+@dataclass
+class Built:
+    runtime: Runtime
+    layer: Layer
+    scheme: Scheme
+    source: nn.Module
+    weight: Tensor | QuantizedTensor
+    dtype: torch.dtype
+
+    @property
+    def input_scale(self) -> Tensor | None:
+        return torch.tensor([ABSMAX / 127.5], dtype=self.dtype) if self.scheme.is_static else None
+
+    def build(self) -> nn.Module:
+        return self.runtime.build(
+            self.layer, self.scheme, self.source, self.weight, base_dtype=self.dtype, input_scale=self.input_scale
+        )
+
+    def inputs(self) -> Iterator[Tensor]:
+        """Odd numbers of rows, two and three dimensions, no rows, views whose rows are not dense, rows of zeros."""
+        make = torch.Generator().manual_seed(1)
+        if self.layer.kind == "embedding":
+            ids = torch.randint(0, 10, (3, 7), generator=make)
+            yield from (ids, ids[0], ids[:, 2], ids.t(), ids[:0])
+            return
+        if self.layer.kind == "conv2d":
+            pixels = torch.randn(3, 3, 8, 9, generator=make).to(self.dtype)
+            yield from (pixels, pixels[:1], pixels[:, :, :, :7], pixels.to(memory_format=torch.channels_last))
+            return
+        width = self.layer.shape[1]
+        x = torch.randn(17, 5, width, generator=make)
+        x[2] = 0
+        x[3, :, 0] = -9  # the extreme value is negative: its code lies on the tie at -127.5
+        x[4, :, 1] = 9
+        x = x.to(self.dtype)
+        yield from (x, x[:1, 0], x[:3, 1], x[:, 0], x[:, 2], x[0], x[:, ::2], x[:0], x[:0, 0], x[0, 0])
+        yield torch.randn(width, 6, generator=make).to(self.dtype).t()
+        yield x[2]
+
+    def reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(expected output, size of the numbers it is a sum of) in float64."""
+        w = self.weight if isinstance(self.weight, Tensor) else dequantize(self.weight, torch.float32)
+        w = w.double()
+        if self.layer.kind == "embedding":
+            return F.embedding(x, w), F.embedding(x, w).abs()
+        bias = getattr(self.source, "bias", None)
+        bias = torch.zeros(len(w)) if bias is None else bias.detach().to(self.dtype)
+        b = bias.double()
+        if self.layer.kind == "conv2d":
+            w = w.view(self.source.weight.shape)
+            args = (self.source.stride, self.source.padding)
+            x = self.patchwise(x) if self.scheme.input else x.double()
+            return F.conv2d(x, w, b, *args), F.conv2d(x.abs(), w.abs(), b.abs(), *args)
+        x = self.fake_quantized(x)
+        return F.linear(x, w, b), F.linear(x.abs(), w.abs(), b.abs())
+
+    def fake_quantized(self, x: Tensor) -> Tensor:
+        if self.scheme.input is None:
+            return x.double()
+        scale = None if self.input_scale is None else self.input_scale.float()
+        codes, scales = quantize_input(x.contiguous(), self.scheme.input, scale)
+        return codes.double() * scales.double()
+
+    def patchwise(self, x: Tensor) -> Tensor:
+        """Pixels as quantized patch by patch, in the place they came from; what no patch covers is 0."""
+        size, step = self.source.kernel_size, self.source.stride
+        rows, columns = x.shape[2] // size[0] * size[0], x.shape[3] // size[1] * size[1]
+        patches = F.unfold(x[:, :, :rows, :columns].float(), size, stride=step).transpose(1, 2)
+        quantized = self.fake_quantized(patches.to(self.dtype)).transpose(1, 2)
+        return F.fold(quantized, (rows, columns), size, stride=step)
+
+
+@pytest.fixture(params=FLOAT_DTYPES)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return getattr(torch, request.param)
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    return RUNTIMES[request.param]()
+
+
+def prepare(runtime: Runtime, kind: str, name: str, dtype: torch.dtype) -> Built:
+    torch.manual_seed(0)
+    module, scheme = MODULES[kind](), SCHEMES[name]
+    with torch.no_grad():
+        module.weight.normal_()
+        module.weight.view(-1)[:3] = 0.0
+        if getattr(module, "bias", None) is not None:
+            module.bias.normal_()
+    (layer,) = inspect(nn.Sequential(module)).layers
+    matrix = weight_matrix(module).detach()
+    weight: Tensor | QuantizedTensor
+    if scheme.weights is None:
+        weight = matrix.to(getattr(torch, str(scheme.dtype)))
+    else:
+        weight = quantize(matrix, scheme.weights, scale_dtype=dtype)
+    return Built(runtime, layer, scheme, module, weight, dtype)
+
+
+def run(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return module(x)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("kind", MODULES)
+def test_it_runs_what_it_supports_and_refuses_the_rest(runtime: Runtime, kind: str, name: str, dtype: torch.dtype) -> None:
+    built = prepare(runtime, kind, name, dtype)
+    if reason := runtime.supports(built.layer, built.scheme):
+        with pytest.raises(SchemeError) as error:
+            built.build()
+        assert reason in str(error.value) and name in str(error.value) and built.layer.name in str(error.value)
+        return
+    module = built.build()
+    assert module.scheme_name == name and not module.training
+    assert not any(p.requires_grad for p in module.parameters())
+    tolerance = max(TOLERANCE[dtype], TOLERANCE.get(getattr(torch, str(built.scheme.dtype), dtype), 0))
+    for x in built.inputs():
+        before = x.clone()
+        y, (expected, size) = run(module, x), built.reference(x)
+        assert torch.equal(x, before), "the input was changed"
+        assert y.dtype == dtype and y.shape == expected.shape
+        off = (y.double() - expected).abs() - tolerance * size
+        assert bool((off <= 1e-12).all()), f"input {tuple(x.shape)} stride {x.stride()}: off by {off.max().item()}"
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMES if "/" in name])
+@pytest.mark.parametrize("kind", ["linear", "no_bias", "patchify"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_passes_and_torch_passes_agree(
+    kind: str, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native.available(dtype):
+        pytest.skip("no compiled passes for this dtype on this machine")
+    built = prepare(RUNTIMES["torch"](), kind, name, dtype)
+    module = built.build()
+    fast = [run(module, x) for x in built.inputs()]
+    monkeypatch.setattr(native, "available", lambda dtype=torch.float32: False)
+    for x, y in zip(built.inputs(), fast, strict=True):
+        # Same codes, so what is left is the order of a few float32 operations and one rounding to the dtype.
+        assert torch.allclose(run(module, x), y, rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["token", "tensor", "static"])
+def test_compiled_codes_are_the_codes_of_the_definition(strategy: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        if not native.available(dtype):
+            pytest.skip("no compiled passes for this dtype on this machine")
+        x = torch.randn(33, 77, generator=torch.Generator().manual_seed(0)).to(dtype)
+        x[5] = 0
+        x[6, 3], x[7, 3] = -20, 20
+        x[8] *= 1e-30
+        x[9] *= 1e30
+        scheme = SCHEMES[f"int8-channel-sym/a8-{strategy}"].input
+        assert scheme is not None
+        scale = torch.tensor([0.0123]) if strategy == "static" else None
+        codes, scales = quantize_input(x, scheme, scale)
+        found, found_scales, sums = native.quantize_rows(x, scale=scale, per_row=strategy == "token", with_sums=True)
+        assert torch.equal(found, codes) and torch.equal(found_scales, scales.reshape(-1)) and sums is not None
+        assert torch.equal(sums, codes.sum(1, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("name", ["int8-channel-asym/a8-token", "int8-tensor-sym/a8-tensor", "int8-channel-sym"])
+def test_the_number_of_threads_changes_nothing(runtime: Runtime, name: str) -> None:
+    torch.manual_seed(0)
+    source, scheme = nn.Linear(160, 130), SCHEMES[name]
+    (layer,) = inspect(nn.Sequential(source)).layers
+    assert scheme.weights is not None
+    module = runtime.build(layer, scheme, source, quantize(source.weight, scheme.weights), base_dtype=torch.float32)
+    x = torch.randn(150, 160)  # enough elements that the passes take both threads
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(run(module, x))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(*found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name.endswith("a8-static")])
+def test_a_static_scheme_needs_its_scale(runtime: Runtime, name: str) -> None:
+    built = prepare(runtime, "linear", name, torch.float32)
+    with pytest.raises(SchemeError, match="calibrated input scale"):
+        runtime.build(built.layer, built.scheme, built.source, built.weight, base_dtype=torch.float32)
+
+
+def test_a_description_names_the_machine(runtime: Runtime) -> None:
+    assert torch.__version__ in runtime.description()

@@ -1,0 +1,312 @@
+"""The main job on tiny real models, through the command line, with real files, fresh processes and kill −9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import autoquant
+from autoquant.cli import main
+
+pytestmark = pytest.mark.slow
+
+
+def labelled(folder: Path, model: Path, count: int = 400) -> Path:
+    """Texts with the labels that the float model itself gives: its accuracy is 1."""
+    texts = tiny.texts(count)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    with torch.inference_mode():
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        labels = network(**batch).logits.argmax(-1).tolist()
+    path = folder / "texts.csv"
+    path.write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in zip(texts, labels, strict=True)), encoding="utf8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("end-to-end")
+
+
+@pytest.fixture(scope="module")
+def model(workplace: Path) -> Path:
+    return tiny.bert_classifier(workplace / "model")
+
+
+@pytest.fixture(scope="module")
+def data(workplace: Path, model: Path) -> Path:
+    return labelled(workplace, model)
+
+
+def arguments(model: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return ["search", str(model), "--task", "classification", "--data", str(data), "--out", str(out), "--objective", "memory",
+            "--budget", "0.2", "--trials", "8", "--threads", "1", *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(workplace: Path, model: Path, data: Path) -> Path:
+    """A finished search."""
+    out = workplace / "run"
+    assert main(arguments(model, data, out)) == 0
+    return out
+
+
+def read(run: Path) -> dict:
+    return json.loads((run / "report.json").read_text())
+
+
+def test_the_run_folder_holds_all_that_was_promised(run):
+    names = {"layer_map.yaml", "checkpoint", "report.html", "report.json", "profile.json", "price.json", "study.journal", "settings.yaml"}
+    assert names <= {path.name for path in run.iterdir()}
+    assert (run / "checkpoint" / "tokenizer.json").is_file()
+    assert not (run / "candidates").exists()
+
+
+def test_the_report_has_the_promised_keys(run):
+    report = read(run)
+    assert report["verdict"] == "PASS"
+    assert report["shipped"] == "quantized"
+    assert {"name", "float", "quantized", "drop", "upper_bound", "confidence", "n"} <= set(report["metric"])
+    for key in ("latency_ms", "bytes", "peak_memory_bytes"):
+        assert all(report[key][name] > 0 for name in ("float32", "half", "quantized"))
+    assert {"trials", "full_evaluations", "items_evaluated", "seconds"} <= set(report["search"])
+    assert sum(report["schemes"].values()) == len(report["layers"])
+    assert report["metric"]["float"] == 1.0
+    assert report["metric"]["upper_bound"] <= 0.2
+
+
+def test_the_bytes_reported_are_the_bytes_on_disk_and_fewer(run):
+    report = read(run)
+    assert report["bytes"]["quantized"] == sum(f.stat().st_size for f in (run / "checkpoint").glob("*.safetensors"))
+    assert report["bytes"]["quantized"] < report["bytes"]["half"] < report["bytes"]["float32"]
+
+
+def test_the_map_names_what_the_modules_run(run):
+    layer_map = yaml.safe_load((run / "layer_map.yaml").read_text())
+    loaded = autoquant.load(run / "checkpoint")
+    for name, scheme in layer_map["layers"].items():
+        module = loaded.get_submodule(name)
+        assert getattr(module, "scheme_name", layer_map["base_dtype"]) == scheme
+        if scheme.startswith("int8"):
+            weight = module.linear.weight if hasattr(module, "linear") else module.weight
+            assert weight.dtype == torch.int8
+    assert layer_map["verdict"]["status"] == "PASS"
+
+
+def test_the_certified_metric_is_that_of_the_shipped_checkpoint(run, model, data, capsys):
+    assert main(["evaluate", str(run / "checkpoint"), "--task", "classification", "--data", str(data), "--json", "--threads", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    report = read(run)
+    assert found["value"] == pytest.approx(report["metric"]["quantized"], abs=1e-9)
+    assert found["items"] == report["metric"]["n"]
+    assert found["bytes"] == report["bytes"]["quantized"]
+
+
+def test_stock_transformers_opens_the_checkpoint_in_a_fresh_process(run, data):
+    script = """
+import json, sys, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+folder = sys.argv[1]
+batch = AutoTokenizer.from_pretrained(folder)(["one two three", "four five"], padding=True, return_tensors="pt")
+with torch.inference_mode():
+    print(json.dumps(AutoModelForSequenceClassification.from_pretrained(folder)(**batch).logits.float().tolist()))
+assert "autoquant" not in sys.modules
+"""
+    with open(run / "layer_map.yaml") as file:
+        assert yaml.safe_load(file)["format"] == "compressed-tensors"
+    done = subprocess.run([sys.executable, "-c", script, str(run / "checkpoint")], capture_output=True, text=True, check=True)
+    theirs = np.array(json.loads(done.stdout.strip().splitlines()[-1]))
+    batch = AutoTokenizer.from_pretrained(run / "checkpoint")(["one two three", "four five"], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        ours = autoquant.load(run / "checkpoint")(**batch).logits.float().numpy()
+    assert np.abs(ours - theirs).max() <= 0.05 * np.abs(theirs).max()
+
+
+def test_the_same_seed_finds_the_same_maps(run, workplace, model, data):
+    """Latencies differ from run to run; with the memory objective nothing else does."""
+    again = workplace / "again"
+    assert main(arguments(model, data, again, "--quiet")) == 0
+    first, second = read(run), read(again)
+    assert first["schemes"] == second["schemes"]
+    assert first["metric"] == second["metric"]
+    assert [c["label"] for c in first["search"]["candidates"]] == [c["label"] for c in second["search"]["candidates"]]
+
+
+def test_apply_reuses_the_map_on_a_fine_tune(run, workplace, capsys):
+    other = tiny.bert_classifier(workplace / "fine-tune", seed=1)
+    assert main(["apply", str(other), str(run / "layer_map.yaml"), "--out", str(workplace / "applied")]) == 0
+    out = capsys.readouterr().out
+    assert "not certified" in out
+    with safe_open(workplace / "applied" / "model.safetensors", "pt") as file:
+        assert any(file.get_tensor(name).dtype == torch.int8 for name in file.keys())
+
+
+def test_report_renders_again(run, capsys):
+    page = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    assert main(["report", str(run)]) == 0
+    assert (run / "report.html").read_text() == page
+
+
+def test_a_budget_that_the_data_cannot_settle_is_inconclusive(workplace, model, data):
+    out = workplace / "inconclusive"
+    assert main([*arguments(model, data, out, "--quiet"), "--budget", "0.001", "--trials", "3"]) == 4
+    report = read(out)
+    assert report["verdict"] == "INCONCLUSIVE"
+    assert report["shipped"] == "half"
+    assert "n" in report["metric"]
+    assert (out / "checkpoint" / "model.safetensors").is_file()
+
+
+def test_a_finished_run_resumes_without_work_and_with_the_same_answer(run):
+    before = read(run)
+    begin = (run / "profile.json").stat().st_mtime_ns
+    assert main(["search", "--resume", str(run), "--quiet"]) == 0
+    after = read(run)
+    assert (run / "profile.json").stat().st_mtime_ns == begin
+    assert after["metric"] == before["metric"]
+    assert len(after["search"]["candidates"]) == len(before["search"]["candidates"])
+
+
+def test_resume_refuses_a_model_that_changed(run, workplace, model, data, capsys):
+    out = workplace / "stale"
+    subprocess.run(["cp", "-r", str(run), str(out)], check=True)
+    settings = yaml.safe_load((out / "settings.yaml").read_text())
+    settings["model"] = str(tiny.bert_classifier(workplace / "changed", seed=7))
+    (out / "settings.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["search", "--resume", str(out), "--quiet"]) == 1
+    assert "another model" in capsys.readouterr().err
+
+
+def finished(run: Path) -> list[int]:
+    """Numbers of the trials that the journal says are complete."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    if not (run / "study.journal").exists():
+        return []
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(run / "study.journal")))
+    studies = storage.get_all_studies()
+    if not studies:
+        return []
+    trials = storage.get_all_trials(studies[0]._study_id)
+    return [trial.number for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
+
+
+def test_kill_9_in_the_middle_of_the_search_loses_nothing(workplace, model, data):
+    out = workplace / "killed"
+    command = [sys.executable, "-m", "autoquant", *arguments(model, data, out, "--quiet")]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while len(finished(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = finished(out)
+    assert len(done) >= 2
+    assert not (out / "report.json").exists()
+    profile = (out / "profile.json").read_bytes()
+    assert main(["search", "--resume", str(out), "--quiet"]) == 0
+    assert (out / "profile.json").read_bytes() == profile
+    numbers = [c["number"] for c in read(out)["search"]["candidates"]]
+    assert set(done) <= set(numbers)
+    assert len(numbers) == len(set(numbers))
+    maps = [json.dumps(c["label"]) for c in read(out)["search"]["candidates"] if c["state"] == "complete"]
+    assert len(maps) == len(set(maps))
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_file(workplace, model, data):
+    """Files may not grow beyond 20 kB: writing the price or the checkpoint fails as on a full disk."""
+    out = workplace / "full"
+    command = " ".join([sys.executable, "-m", "autoquant", *arguments(model, data, out, "--quiet")])
+    done = subprocess.run(["bash", "-c", f"trap '' XFSZ; ulimit -f 20; exec {command}"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error:" in done.stderr
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+
+
+def test_gpt2_keeps_its_conv1d_layers_quantized(workplace):
+    """A model that compressed-tensors cannot hold goes out in the format autoquant, and comes back through transformers."""
+    model = tiny.gpt2(workplace / "gpt2")
+    text = workplace / "text.txt"
+    text.write_text("\n".join(tiny.texts(600)), encoding="utf8")
+    out = workplace / "gpt2-run"
+    code = main(["search", str(model), "--task", "causal-lm", "--data", str(text), "--max-length", "16", "--out", str(out), "--objective",
+                 "memory", "--budget", "0.05", "--trials", "4", "--threads", "1", "--quiet"])  # fmt: skip
+    report = read(out)
+    assert code == 0, report["sentence"]
+    layer_map = yaml.safe_load((out / "layer_map.yaml").read_text())
+    assert layer_map["format"] == "autoquant"
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(6)[None] % 10
+    with torch.inference_mode():
+        ours = autoquant.load(out / "checkpoint")(input_ids=ids).logits
+        theirs = AutoModelForCausalLM.from_pretrained(out / "checkpoint")(input_ids=ids).logits
+    assert torch.equal(ours, theirs)
+
+
+class Pairs(autoquant.Task):
+    """A task of one's own on a plain module: which of two classes, on random vectors."""
+
+    name = "own"
+    metric = "accuracy"
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = {split: torch.randn(n, 16, generator=generator) for split, n in (("calibration", 32), ("search", 128), ("certification", 300))}
+        with torch.no_grad():
+            self.y = {split: module(x).argmax(-1) for split, x in self.x.items()}
+
+    def rows(self, split):
+        return len(self.x[split])
+
+    items = rows
+
+    def lengths(self, split):
+        return [1] * self.rows(split)
+
+    def batch(self, split, rows):
+        return {"x": self.x[split][list(rows)]}
+
+    def forward(self, model, batch):
+        return model(batch["x"].to(next(model.parameters()).dtype)).float()
+
+    def score(self, split, reduced, reference=None):
+        return (reduced.argmax(-1) == self.y[split]).double().numpy()
+
+    def example(self, batch_size, seq_len):
+        return {"x": self.x["search"][:batch_size]}
+
+
+def test_any_module_with_a_task_object(workplace):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.LayerNorm(64), torch.nn.ReLU(), torch.nn.Linear(64, 4)).eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    result = autoquant.search(
+        module, Pairs(module), out=workplace / "module", budget=0.2, objective="memory", trials=6, quiet=True
+    )
+    assert result.verdict == "PASS"
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    fresh = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.LayerNorm(64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+    loaded = result.load(model=fresh)
+    task = Pairs(module)
+    dtype = getattr(torch, result.layer_map.base_dtype)
+    with torch.inference_mode():
+        agreement = (loaded(task.x["certification"].to(dtype)).argmax(-1) == task.y["certification"]).double().mean().item()
+    assert agreement == pytest.approx(result.report["metric"]["quantized"], abs=1e-9)
