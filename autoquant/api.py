@@ -87,7 +87,9 @@ def search(
     """
     settings = _settings(model, task, data, options)
     folder = new_folder(out, settings)
-    artifacts.write_yaml(folder / pipeline.SETTINGS, settings.to_dict(), "What this run was asked to do; read by --resume.")
+    artifacts.write_yaml(
+        folder / pipeline.SETTINGS, settings.to_dict(), "What this run was asked to do; read by --resume."
+    )
     with _given_back(folder):
         return Result(folder, pipeline.run(_session(settings, folder, quiet, model, task)))
 
@@ -104,7 +106,9 @@ def resume(
     folder = Path(folder)
     path = folder / pipeline.SETTINGS
     if not path.is_file():
-        raise FolderError(f"{folder} is no run folder: it has no {pipeline.SETTINGS}. Start one: autoquant search --out {folder}")
+        raise FolderError(
+            f"{folder} is no run folder: it has no {pipeline.SETTINGS}. Start one: autoquant search --out {folder}"
+        )
     settings = replace(Settings.from_dict(artifacts.read_yaml(path), str(path)), **changes)
     if changes:
         artifacts.write_yaml(path, settings.to_dict(), "What this run was asked to do; read by --resume.")
@@ -194,7 +198,13 @@ def evaluate(
         example = task.example(batch_size, seq_len or task.seq_len)
         found = evaluate_split(checkpoint, task, split, batch_size=eval_batch_size)
         ms, noise = time_models({"model": forward_call(checkpoint, task, example)})["model"]
-        return {"metric": task.metric, "value": found.metric, "items": len(found.values), "latency_ms": ms, "latency_noise_ms": noise}
+        return {
+            "metric": task.metric,
+            "value": found.metric,
+            "items": len(found.values),
+            "latency_ms": ms,
+            "latency_noise_ms": noise,
+        }
     path = resolve(str(checkpoint))
     name = task if isinstance(task, str) else task_for(path) if data else "retrieval"
     if name not in TASKS:
@@ -212,8 +222,14 @@ def evaluate(
     }
     item = {"path": str(path), "trust_remote_code": trust_remote_code}
     with artifacts.scratch_folder() as folder:
-        answer = run_job({**job, "kind": "evaluate", "split": split, "model": item, "batch_size": eval_batch_size}, folder, "evaluate")
-        times = run_job({**job, "kind": "latency", "models": {"model": item}, "rounds": 25, "max_seconds": 20.0}, folder, "latency")
+        answer = run_job(
+            {**job, "kind": "evaluate", "split": split, "model": item, "batch_size": eval_batch_size},
+            folder,
+            "evaluate",
+        )
+        times = run_job(
+            {**job, "kind": "latency", "models": {"model": item}, "rounds": 25, "max_seconds": 20.0}, folder, "latency"
+        )
     return {
         "checkpoint": str(checkpoint),
         "task": built.name,
@@ -234,14 +250,18 @@ def report(folder: str | Path) -> Path:
     """Render `report.html` of a run folder again; returns its path."""
     folder = Path(folder)
     if not (folder / pipeline.REPORT).is_file():
-        raise FolderError(f"{folder} has no {pipeline.REPORT}. Finish the run first: autoquant search --resume {folder}")
+        raise FolderError(
+            f"{folder} has no {pipeline.REPORT}. Finish the run first: autoquant search --resume {folder}"
+        )
     return pipeline.render(folder)
 
 
 def new_folder(out: str | Path | None, settings: Settings, suffix: str = "") -> Path:
     """The run folder: the one that was asked for, or the next free one below `runs/`."""
     if out is not None:
-        return artifacts.empty_folder(Path(out), f"To continue that run: --resume {out}. To start anew: another --out folder.")
+        return artifacts.empty_folder(
+            Path(out), f"To continue that run: --resume {out}. To start anew: another --out folder."
+        )
     words = [Path(settings.model).name, settings.task or "", suffix]
     name = re.sub(r"[^\w.-]+", "-", "-".join(word for word in words if word)).lower()
     number = 1
@@ -264,7 +284,9 @@ def _given_back(folder: Path) -> Iterator[None]:
 def _settings(model: Any, task: Any, data: Any, options: Mapping[str, Any]) -> Settings:
     unknown = set(options) - set(Settings.__dataclass_fields__)
     if unknown:
-        raise UsageError(f"Unknown settings: {', '.join(sorted(unknown))}. Valid: {', '.join(Settings.__dataclass_fields__)}.")
+        raise UsageError(
+            f"Unknown settings: {', '.join(sorted(unknown))}. Valid: {', '.join(Settings.__dataclass_fields__)}."
+        )
     if isinstance(model, nn.Module) and not isinstance(task, Task):
         raise UsageError("A module needs a Task object: autoquant.search(module, task=…). See autoquant.tasks.Task.")
     return Settings(

@@ -28,16 +28,32 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="Folder, hub id, or 'default' (all-MiniLM-L6-v2, embedded).")]
-TaskName = Annotated[str | None, typer.Option("--task", help="What the model is judged by: see 'autoquant list tasks'. Guessed from the model if left out.")]
-Data = Annotated[str | None, typer.Option(help="csv, tsv, jsonl, parquet, txt, npz, a folder, or a hub id. Default: the embedded docstrings.")]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task", help="What the model is judged by: see 'autoquant list tasks'. Guessed from the model if left out."
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="csv, tsv, jsonl, parquet, txt, npz, a folder, or a hub id. Default: the embedded docstrings."),
+]
 TestData = Annotated[str | None, typer.Option(help="A second source that certification comes from alone.")]
-Columns = Annotated[list[str] | None, typer.Option("--columns", help="ROLE=NAME, or ROLE=NUMBER (from 0) for files without a header. Repeatable.")]
-Sizes = Annotated[list[str] | None, typer.Option("--sizes", help="SPLIT=ITEMS for calibration, search, certification. Repeatable.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--columns", help="ROLE=NAME, or ROLE=NUMBER (from 0) for files without a header. Repeatable."),
+]
+Sizes = Annotated[
+    list[str] | None, typer.Option("--sizes", help="SPLIT=ITEMS for calibration, search, certification. Repeatable.")
+]
 Metric = Annotated[str | None, typer.Option(help="One of the task's metrics.")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest row in tokens.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; must be empty. Default: the next free one below runs/.")]
 BatchSize = Annotated[int, typer.Option(help="Batch size that latency and memory are measured at.")]
-SeqLen = Annotated[int | None, typer.Option(help="Sequence length that latency and memory are measured at. Default: typical of the data.")]
+SeqLen = Annotated[
+    int | None,
+    typer.Option(help="Sequence length that latency and memory are measured at. Default: typical of the data."),
+]
 EvalBatch = Annotated[int, typer.Option("--eval-batch-size", help="Rows a batch when accuracy is measured.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: torch's.")]
 Seed = Annotated[int, typer.Option(help="Seed of the splits and the search.")]
@@ -60,16 +76,26 @@ def search(
     model: Model = "default",
     task: TaskName = None,
     data: Data = None,
-    budget: Annotated[float, typer.Option(help="Allowed drop of the metric, 0 to 1 (perplexity: relative rise).")] = 0.01,
-    relative: Annotated[bool, typer.Option("--relative", help="The budget is a share of the float model's metric.")] = False,
-    confidence: Annotated[str, typer.Option(help="Of the bound that must stay within the budget; 'none' judges the point estimate.")] = "0.95",
-    objective: Annotated[str, typer.Option(help="balanced (geometric mean of speed-up and size ratio), latency or memory.")] = "balanced",
+    budget: Annotated[
+        float, typer.Option(help="Allowed drop of the metric, 0 to 1 (perplexity: relative rise).")
+    ] = 0.01,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="The budget is a share of the float model's metric.")
+    ] = False,
+    confidence: Annotated[
+        str, typer.Option(help="Of the bound that must stay within the budget; 'none' judges the point estimate.")
+    ] = "0.95",
+    objective: Annotated[
+        str, typer.Option(help="balanced (geometric mean of speed-up and size ratio), latency or memory.")
+    ] = "balanced",
     space: Space = "int8_fp16",
     strategy: Annotated[str, typer.Option(help="surrogate, tpe or random.")] = "surrogate",
     runtime: Annotated[str, typer.Option(help="Kernels to measure and serve with.")] = "torch",
     device: Device = "cpu",
     trials: Annotated[int, typer.Option(help="Maps to evaluate at most.")] = 16,
-    max_minutes: Annotated[float | None, typer.Option(help="Stop searching after this long; certification follows.")] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop searching after this long; certification follows.")
+    ] = None,
     rungs: Annotated[int, typer.Option(help="Quantized maps that may be tested on the certification data.")] = 2,
     test_data: TestData = None,
     columns: Columns = None,
@@ -80,11 +106,18 @@ def search(
     seq_len: SeqLen = None,
     eval_batch_size: EvalBatch = 32,
     threads: Threads = None,
-    fuse: Annotated[bool, typer.Option("--fuse", help="Give q/k/v and gate/up projections one scheme, for engines that fuse them (vLLM).")] = False,
+    fuse: Annotated[
+        bool,
+        typer.Option(
+            "--fuse", help="Give q/k/v and gate/up projections one scheme, for engines that fuse them (vLLM)."
+        ),
+    ] = False,
     no_grad: NoGrad = False,
     seed: Seed = 0,
     out: Out = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this run folder; only --trials and --max-minutes can be changed.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue this run folder; only --trials and --max-minutes can be changed.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     trust_remote_code: Trust = False,
     quiet: Quiet = False,
@@ -97,9 +130,15 @@ def search(
 
     if resume is not None:
         given = {name: ctx.params[name] for name in ("trials", "max_minutes") if _typed(ctx, name)}
-        others = [name for name in ctx.params if _typed(ctx, name) and name not in ("trials", "max_minutes", "resume", "quiet", "as_json")]
+        others = [
+            name
+            for name in ctx.params
+            if _typed(ctx, name) and name not in ("trials", "max_minutes", "resume", "quiet", "as_json")
+        ]
         if others:
-            raise UsageError(f"--resume takes its settings from the run folder; --{others[0].replace('_', '-')} cannot be changed there.")
+            raise UsageError(
+                f"--resume takes its settings from the run folder; --{others[0].replace('_', '-')} cannot be changed there."
+            )
         result = api.resume(resume, quiet=quiet, **given)
     else:
         result = api.search(
@@ -162,21 +201,31 @@ def apply(
     from autoquant import api
 
     written = api.apply(
-        model, layer_map, out, task=task, data=data, columns=_pairs(columns, "--columns"), trust_remote_code=trust_remote_code
+        model,
+        layer_map,
+        out,
+        task=task,
+        data=data,
+        columns=_pairs(columns, "--columns"),
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
         print(json.dumps(written, indent=1))
     else:
         for note in written["notes"]:
             print(f"note: {note}")
-        print(f"{out}: {written['file_bytes'] / 1e6:.1f} MB, format {written['format'] or 'float'}. This copy is not certified.")
+        print(
+            f"{out}: {written['file_bytes'] / 1e6:.1f} MB, format {written['format'] or 'float'}. This copy is not certified."
+        )
         print(f'Load it: autoquant.load("{out}")')
     return 0
 
 
 @app.command(epilog="[b]Example[/b]\n\nautoquant evaluate runs/default-1/checkpoint")
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="Any checkpoint, float or quantized: folder, hub id, or 'default'.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Any checkpoint, float or quantized: folder, hub id, or 'default'.")
+    ],
     task: TaskName = None,
     data: Data = None,
     split: Annotated[str, typer.Option(help="calibration, search or certification.")] = "certification",
@@ -207,7 +256,9 @@ def evaluate(
         return 0
     shape = " × ".join(str(value) for value in found["shape"].values() if value)
     print(f"{found['metric']:14} {found['value']:.4f}  ({found['items']} items of the {found['split']} split)")
-    print(f"{'latency':14} {found['latency_ms']:.2f} ± {found['latency_noise_ms']:.2f} ms  (batch {shape}, {found['threads']} threads)")
+    print(
+        f"{'latency':14} {found['latency_ms']:.2f} ± {found['latency_noise_ms']:.2f} ms  (batch {shape}, {found['threads']} threads)"
+    )
     print(f"{'bytes':14} {found['bytes'] / 1e6:.1f} MB on disk")
     print(f"{'peak memory':14} {found['peak_memory_bytes'] / 1e6:.1f} MB more than the empty process")
     return 0
@@ -223,7 +274,10 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> int:
 
 
 @app.command(name="list", epilog="[b]Example[/b]\n\nautoquant list schemes")
-def list_(what: Annotated[str, typer.Argument(help="schemes, tasks, spaces, runtimes or strategies.")], as_json: AsJson = False) -> int:
+def list_(
+    what: Annotated[str, typer.Argument(help="schemes, tasks, spaces, runtimes or strategies.")],
+    as_json: AsJson = False,
+) -> int:
     """What there is to choose from."""
     from autoquant.catalogue import catalogue
 

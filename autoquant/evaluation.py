@@ -75,7 +75,9 @@ def evaluate_split(
                 plan = plan[:done] + [rest[i : i + batch_size] for i in range(0, len(rest), batch_size)]
                 continue
             if not bool(torch.isfinite(reduced).all()):
-                raise NumericsError(f"The model gives NaN or infinite outputs on the {split} split of task '{task.name}'.")
+                raise NumericsError(
+                    f"The model gives NaN or infinite outputs on the {split} split of task '{task.name}'."
+                )
             if observe is not None:
                 observe(done, output, batch)
             for row, value in zip(rows, reduced.cpu(), strict=True):

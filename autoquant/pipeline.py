@@ -32,7 +32,13 @@ from autoquant.session import Session, now
 from autoquant.summary import summarise, summarise_profile
 from autoquant.values import Candidate, LayerMap, Price, Profile, Verdict
 
-PROFILE, PRICE, STUDY, MAP, CERTIFY = "profile.json", "price.json", "study.journal", "layer_map.yaml", "certification.json"
+PROFILE, PRICE, STUDY, MAP, CERTIFY = (
+    "profile.json",
+    "price.json",
+    "study.journal",
+    "layer_map.yaml",
+    "certification.json",
+)
 CHECKPOINT, REPORT, PAGE, SETTINGS = "checkpoint", "report.json", "report.html", "settings.yaml"
 FRESH = "measurements"
 KEPT_OUTPUTS = 512 * 2**20
@@ -45,7 +51,8 @@ class Rung:
 
     label: str
     layer_map: LayerMap
-    verdict: Verdict
+    verdict: Verdict | None
+    metric: float
     peak_memory_bytes: int | None
     path: Path
 
@@ -66,7 +73,9 @@ class Certified:
 def profile_stage(session: Session) -> Profile:
     """The profile, from `profile.json` if that was made from the same model, data and settings."""
     s = session.settings
-    print_made = session.stage_fingerprint("profile", sorted({n for names in session.allowed.values() for n in names}), s.seed, s.gradient)
+    print_made = session.stage_fingerprint(
+        "profile", sorted({n for names in session.allowed.values() for n in names}), s.seed, s.gradient
+    )
     path = session.folder / PROFILE
     if (value := _resume(path, print_made, session)) is not None:
         profile = Profile.from_dict(value)
@@ -85,7 +94,13 @@ def profile_stage(session: Session) -> Profile:
 def price_stage(session: Session) -> Price:
     """Bytes and milliseconds, from `price.json` if that was made on this hardware at this shape."""
     s = session.settings
-    shape = (s.batch_size, session.seq_len, torch.get_num_threads(), session.runtime.description(), session.space.base_dtypes)
+    shape = (
+        s.batch_size,
+        session.seq_len,
+        torch.get_num_threads(),
+        session.runtime.description(),
+        session.space.base_dtypes,
+    )
     print_made = session.stage_fingerprint("price", session.allowed, shape)
     path = session.folder / PRICE
     if (value := _resume(path, print_made, session)) is not None:
@@ -126,7 +141,9 @@ def search_stage(session: Session, profile: Profile, price: Price) -> tuple[list
         )  # fmt: skip
 
 
-def make_evaluate(session: Session, price: Price, update: Callable[[int, int], None]) -> Callable[[str, dict[str, str]], Outcome]:
+def make_evaluate(
+    session: Session, price: Price, update: Callable[[int, int], None]
+) -> Callable[[str, dict[str, str]], Outcome]:
     """The function that judges a map on the search split: paired drop, divergence, and latency end to end."""
     s, task, budget = session.settings, session.task, session.budget
     outputs: dict[int, torch.Tensor] = {}
@@ -139,11 +156,19 @@ def make_evaluate(session: Session, price: Price, update: Callable[[int, int], N
             outputs[number], room = output, room - size
 
     base: Evaluation = evaluate_split(
-        session.model, task, "search", batch_size=s.eval_batch_size, observe=keep, progress=update, notify=session.progress.note
+        session.model,
+        task,
+        "search",
+        batch_size=s.eval_batch_size,
+        observe=keep,
+        progress=update,
+        notify=session.progress.note,
     )
     if task.name == "fidelity":  # the float model is its own reference
         base = replace(base, values=task.score("search", base.reduced, base.reduced))
     certification = task.items("certification")
+    minutes = base.seconds * (0.6 * s.trials + 2.5 * task.rows("certification") / task.rows("search")) / 60 + 1
+    session.progress.say(f"  about {minutes:.0f} more minutes if all {s.trials} trials are needed")
     normal = stats.norm.ppf(budget.confidence) if budget.confidence else 0.0
     example = task.example(s.batch_size, session.seq_len)
     anchor = forward_call(session.model, task, example)
@@ -161,12 +186,20 @@ def make_evaluate(session: Session, price: Price, update: Callable[[int, int], N
                 sums[1] += found.numel()
 
         result = evaluate_split(
-            model, task, "search", batch_size=base.batch_size, reference=base.reduced, observe=compare, notify=session.progress.note
+            model,
+            task,
+            "search",
+            batch_size=base.batch_size,
+            reference=base.reduced,
+            observe=compare,
+            notify=session.progress.note,
         )
         drop = paired_drop(task, "search", base.values, result.values, budget)
         error = drop_error(task, "search", base.values, result.values, budget)
         expected = error * math.sqrt(len(result.values) / max(1, certification))
-        times = time_models({"map": forward_call(model, task, example), "anchor": anchor}, rounds=7, warmup=1, max_seconds=3.0)
+        times = time_models(
+            {"map": forward_call(model, task, example), "anchor": anchor}, rounds=7, warmup=1, max_seconds=3.0
+        )
         return Outcome(
             drop=drop,
             error=error,
@@ -200,25 +233,34 @@ def certify_stage(session: Session, profile: Profile, found: list[Candidate], ha
         path = session.folder / "candidates" / f"{number}"
         if not path.is_dir():
             _write(session, layer_map, path)
+        stopped = bool(rungs) and rungs[-1].verdict is not None and rungs[-1].verdict.status != "PASS"
+        if stopped and not is_half(layer_map, half):
+            continue
         answer = measure(session, f"map-{number}", path)
-        verdict = judge(session.task, "certification", expected, _load_values(answer), session.budget, seed=session.settings.seed)
-        session.progress.say(f"  certify {label}: {verdict.status}, drop {verdict.drop:+.5f}, at most {verdict.upper_bound:.5f}")
-        rungs.append(Rung(label, layer_map, verdict, answer["peak_memory_bytes"], path))
-        if verdict.status != "PASS":
-            break
-    passed = [rung for rung in rungs if rung.verdict.status == "PASS"]
-    quantized = [rung for rung in rungs if not is_half(rung, half)]
-    fallback = next((rung for rung in rungs if is_half(rung, half)), None)
-    if fallback is None:  # a quantized map came first and did not pass
-        path = session.folder / "candidates" / "half"
-        layer_map = next(m for label, m in maps if label == half)
-        if not path.is_dir():
-            _write(session, layer_map, path)
-        fallback = Rung(half, layer_map, rungs[-1].verdict, None, path)
+        verdict = None  # after a rung that did not pass, half precision is measured to be shipped, not judged
+        if not stopped:
+            verdict = judge(
+                session.task,
+                "certification",
+                expected,
+                _load_values(answer),
+                session.budget,
+                seed=session.settings.seed,
+            )
+            session.progress.say(
+                f"  certify {label}: {verdict.status}, drop {verdict.drop:+.5f}, at most {verdict.upper_bound:.5f}"
+            )
+        rungs.append(Rung(label, layer_map, verdict, answer["metric"], answer["peak_memory_bytes"], path))
+    judged_rungs = [rung for rung in rungs if rung.verdict is not None]
+    passed = [rung for rung in judged_rungs if rung.verdict and rung.verdict.status == "PASS"]
+    quantized = [rung for rung in judged_rungs if not is_half(rung.layer_map, half)]
+    fallback = next(rung for rung in rungs if is_half(rung.layer_map, half))
     shipped = passed[-1] if passed else fallback
-    judged = shipped if not is_half(shipped, half) else (quantized[0] if quantized else rungs[-1])
-    worst = rungs[-1].verdict.status
-    status = "PASS" if passed and (not is_half(shipped, half) or worst == "PASS") else worst
+    judged = shipped if shipped in quantized or not quantized else quantized[0]
+    status = "PASS"
+    if not passed or (shipped not in quantized and len(passed) < len(judged_rungs)):
+        last = judged_rungs[-1].verdict
+        status = last.status if last else status
     times = _latencies(session, {"float32": None, "half": fallback.path, "quantized": judged.path})
     return Certified(
         rungs=tuple(rungs),
@@ -235,8 +277,8 @@ def certify_stage(session: Session, profile: Profile, found: list[Candidate], ha
     )
 
 
-def is_half(rung: Rung, half: str) -> bool:
-    return set(rung.layer_map.layers.values()) == {half}
+def is_half(layer_map: LayerMap, half: str) -> bool:
+    return set(layer_map.layers.values()) == {half}
 
 
 def measure(session: Session, name: str, path: Path | None) -> dict[str, Any]:
@@ -246,7 +288,9 @@ def measure(session: Session, name: str, path: Path | None) -> dict[str, Any]:
     """
     folder = session.folder / FRESH
     made_from = session.stage_fingerprint(name, str(path), None if path is None else artifacts.folder_bytes(path))
-    if (folder / f"{name}.npz").is_file() and (value := _resume(folder / f"{name}.json", made_from, session)) is not None:
+    if (folder / f"{name}.npz").is_file() and (
+        value := _resume(folder / f"{name}.json", made_from, session)
+    ) is not None:
         return value
     if session.module is not None:
         value = _measure_here(session, name, path, folder)
@@ -266,10 +310,17 @@ def _measure_here(session: Session, name: str, path: Path | None, folder: Path) 
 
     model = session.model if path is None else load(path, model=copy.deepcopy(session.model), runtime=session.runtime)
     reference = None if path is None else torch.from_numpy(np.load(folder / "float32.npz")["reduced"])
-    found = evaluate_split(model, session.task, "certification", batch_size=session.settings.eval_batch_size, reference=reference)
+    found = evaluate_split(
+        model, session.task, "certification", batch_size=session.settings.eval_batch_size, reference=reference
+    )
     with artifacts.atomic(folder / f"{name}.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, values=found.values, reduced=found.reduced.numpy())
-    return {"metric": found.metric, "items": len(found.values), "values": str(folder / f"{name}.npz"), "peak_memory_bytes": None}
+    return {
+        "metric": found.metric,
+        "items": len(found.values),
+        "values": str(folder / f"{name}.npz"),
+        "peak_memory_bytes": None,
+    }
 
 
 def _latencies(session: Session, paths: Mapping[str, Path | None]) -> dict[str, Any]:
@@ -279,10 +330,14 @@ def _latencies(session: Session, paths: Mapping[str, Path | None]) -> dict[str, 
 
         example = session.task.example(session.settings.batch_size, session.seq_len)
         models = {
-            name: session.model if path is None else load(path, model=copy.deepcopy(session.model), runtime=session.runtime)
+            name: session.model
+            if path is None
+            else load(path, model=copy.deepcopy(session.model), runtime=session.runtime)
             for name, path in paths.items()
         }
-        found = time_models({name: forward_call(model, session.task, example) for name, model in models.items()}, rounds=25)
+        found = time_models(
+            {name: forward_call(model, session.task, example) for name, model in models.items()}, rounds=25
+        )
         return {"ms": {n: ms for n, (ms, _) in found.items()}, "noise": {n: noise for n, (_, noise) in found.items()}}
     session.progress.say("  timing float32, half and quantized side by side in a fresh process …")
     job = {**_common_job(session), "kind": "latency", "rounds": 25, "max_seconds": 20.0,
@@ -339,7 +394,11 @@ def make_map(session: Session, candidate: Candidate, profile: Profile) -> LayerM
             "runtime": session.runtime.name,
             "threads": torch.get_num_threads(),
             "shape": {"batch_size": session.settings.batch_size, "seq_len": session.seq_len},
-            "budget": {"drop": session.budget.drop, "relative": session.budget.relative, "confidence": session.budget.confidence},
+            "budget": {
+                "drop": session.budget.drop,
+                "relative": session.budget.relative,
+                "confidence": session.budget.confidence,
+            },
             "objective": session.settings.objective,
             "space": session.space.name,
             "seed": session.settings.seed,
@@ -350,10 +409,16 @@ def make_map(session: Session, candidate: Candidate, profile: Profile) -> LayerM
 
 def run(session: Session) -> dict[str, Any]:
     """All stages; returns the report (also in `report.json`). See `search` in `autoquant.api` for the folder's content."""
-    say, stages = session.progress.say, {}
+    say = session.progress.say
+    stages: dict[str, float] = {}
     session.folder.mkdir(parents=True, exist_ok=True)
-    say(f"Model   {session.loaded.source}: {type(session.model).__name__}, {sum(p.numel() for p in session.model.parameters()) / 1e6:.1f}M parameters")
-    say(f"Task    {session.task.name}, {session.task.metric}: " + ", ".join(f"{session.task.items(x)} {x}" for x in ("calibration", "search", "certification")))
+    say(
+        f"Model   {session.loaded.source}: {type(session.model).__name__}, {sum(p.numel() for p in session.model.parameters()) / 1e6:.1f}M parameters"
+    )
+    say(
+        f"Task    {session.task.name}, {session.task.metric}: "
+        + ", ".join(f"{session.task.items(x)} {x}" for x in ("calibration", "search", "certification"))
+    )
     announce_power(session)
     with _timed(stages, "profile"):
         say("1/5 profile: how sensitive is each layer to each scheme")
@@ -364,7 +429,9 @@ def run(session: Session) -> dict[str, Any]:
     half = best_half(price)
     for base, ms in price.model_ms.items():
         if base not in price.layer_ms:
-            session.progress.note(f"{base} takes {ms / price.model_ms['float32']:.1f}× the time of float32 on this machine: not searched.")
+            session.progress.note(
+                f"{base} takes {ms / price.model_ms['float32']:.1f}× the time of float32 on this machine: not searched."
+            )
     with _timed(stages, "search"):
         say("3/5 search: the best map under the budget, on the search split")
         found, ended = search_stage(session, profile, price)
@@ -376,7 +443,10 @@ def run(session: Session) -> dict[str, Any]:
         certified.shipped.layer_map,
         model=certified.judged.layer_map.model,
         found_on=certified.judged.layer_map.found_on,
-        verdict={**certified.shipped.verdict.to_dict(), "run_status": certified.status},
+        verdict={
+            "run": certified.status,
+            **(certified.shipped.verdict.to_dict() if certified.shipped.verdict else {"status": "UNTESTED"}),
+        },
     )
     _write(session, shipped, session.folder / CHECKPOINT)
     write_layer_map(session.folder / MAP, shipped)
@@ -414,13 +484,19 @@ def announce_power(session: Session) -> None:
     if budget.confidence is None:
         session.progress.note("The budget is judged on the point estimate, without confidence (--confidence none).")
     elif budget.drop == 0:
-        session.progress.note("A budget of 0 cannot be proved from data: expect INCONCLUSIVE. Allow at least a small drop.")
+        session.progress.note(
+            "A budget of 0 cannot be proved from data: expect INCONCLUSIVE. Allow at least a small drop."
+        )
     elif session.task.mean_of_items and session.task.bounds is not None and not session.task.relative:
         share = n * budget.drop**2 / 6.18  # n = 6.18 f / budget²: z at 95% and 80% power, squared
-        session.progress.say(f"Power   {n} items settle a budget of {budget.drop:g} if up to {min(1, share):.0%} of them change by 1 (at 80% power)")
+        session.progress.say(
+            f"Power   {n} items settle a budget of {budget.drop:g} if up to {min(1, share):.0%} of them change by 1 (at 80% power)"
+        )
         if share < 0.05:
             needed = math.ceil(6.18 * 0.1 / budget.drop**2)
-            session.progress.note(f"{n} certification items are few for a budget of {budget.drop:g}: about {needed} would settle it if 10% change.")
+            session.progress.note(
+                f"{n} certification items are few for a budget of {budget.drop:g}: about {needed} would settle it if 10% change."
+            )
 
 
 def best_half(price: Price) -> str:

@@ -46,7 +46,9 @@ class Progress:
 
     @contextmanager
     def bar(self, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-        with tqdm(desc=what, unit=unit, file=sys.stderr, leave=False, disable=True if self.quiet else None, dynamic_ncols=True) as bar:
+        with tqdm(
+            desc=what, unit=unit, file=sys.stderr, leave=False, disable=True if self.quiet else None, dynamic_ncols=True
+        ) as bar:
 
             def update(done: int, total: int) -> None:
                 bar.total = total
@@ -90,7 +92,9 @@ class Session:
         path = resolve(self.settings.model, revision=self.settings.revision)
         guess = task_for(path)
         if guess is None:
-            raise UsageError(f"What {self.settings.model} is for cannot be told from its config. Give --task: {', '.join(TASKS)}.")
+            raise UsageError(
+                f"What {self.settings.model} is for cannot be told from its config. Give --task: {', '.join(TASKS)}."
+            )
         self.progress.note(f"Task '{guess}' was guessed from the model's architecture; --task chooses another.")
         return guess
 
@@ -101,7 +105,10 @@ class Session:
         path = resolve(self.settings.model, revision=self.settings.revision)
         auto_class = TASKS[self.task_name].auto_class_for(architectures(path))
         loaded = load_model(
-            self.settings.model, auto_class, trust_remote_code=self.settings.trust_remote_code, revision=self.settings.revision
+            self.settings.model,
+            auto_class,
+            trust_remote_code=self.settings.trust_remote_code,
+            revision=self.settings.revision,
         )
         loaded.model.to(self.settings.device)
         return loaded
@@ -174,4 +181,3 @@ def versions() -> dict[str, str]:
 
 def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-

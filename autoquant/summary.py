@@ -18,7 +18,13 @@ from autoquant.values import Candidate, Layer, Price, Profile
 if TYPE_CHECKING:
     from autoquant.pipeline import Certified
 
-ITEM_WORDS = {"retrieval": "query", "sts": "pair", "classification": "text", "causal-lm": "window", "image-classification": "image"}
+ITEM_WORDS = {
+    "retrieval": "query",
+    "sts": "pair",
+    "classification": "text",
+    "causal-lm": "window",
+    "image-classification": "image",
+}
 
 LOAD = """import autoquant
 model = autoquant.load("{path}")"""
@@ -38,11 +44,15 @@ def summarise(
     stages: Mapping[str, float], half: str, ended: str,
 ) -> dict[str, Any]:  # fmt: skip
     task, verdict = session.task, certified.judged.verdict
+    assert verdict is not None, "the map that is judged has a verdict"
     layer_map = certified.judged.layer_map
     floats = {layer.name: "float32" for layer in session.inventory.layers}
     halves = {layer.name: half for layer in session.inventory.layers}
-    shipped = "half" if certified.shipped is not certified.judged or set(layer_map.layers.values()) == {half} else "quantized"
-    results = {rung.label: rung.verdict.status for rung in certified.rungs}
+    shipped = (
+        "half" if certified.shipped is not certified.judged or set(layer_map.layers.values()) == {half} else "quantized"
+    )
+    judged = [(rung.label, rung.verdict) for rung in certified.rungs if rung.verdict is not None]
+    results = {label: answer.status for label, answer in judged}
     front = _front(found)
     sizes = {
         "float32": price.bytes_of("float32", floats),
@@ -55,15 +65,22 @@ def summarise(
         "created": now(),
         "verdict": certified.status,
         "shipped": shipped,
-        "budget": {"drop": session.budget.drop, "relative": session.budget.relative or task.relative, "confidence": session.budget.confidence},
+        "budget": {
+            "drop": session.budget.drop,
+            "relative": session.budget.relative or task.relative,
+            "confidence": session.budget.confidence,
+        },
         "metric": {
             "name": task.metric,
             "item": ITEM_WORDS.get(task.name, "item"),
             "higher_is_better": task.higher_is_better,
             "float": verdict.float_value,
-            "half": half_rung.verdict.quantized_value if half_rung else None,
+            "half": half_rung.metric if half_rung else None,
             "quantized": verdict.quantized_value,
-            **{key: getattr(verdict, key) for key in ("drop", "upper_bound", "lower_bound", "confidence", "n", "method", "needed")},
+            **{
+                key: getattr(verdict, key)
+                for key in ("drop", "upper_bound", "lower_bound", "confidence", "n", "method", "needed")
+            },
         },
         "half_dtype": half,
         "base_dtype": layer_map.base_dtype,
@@ -93,8 +110,8 @@ def summarise(
             ],
         },
         "certification": [
-            {"label": r.label, **{k: getattr(r.verdict, k) for k in ("status", "drop", "upper_bound", "lower_bound", "n")}}
-            for r in certified.rungs
+            {"label": label, **{k: getattr(answer, k) for k in ("status", "drop", "upper_bound", "lower_bound", "n")}}
+            for label, answer in judged
         ],
         "schemes": dict(Counter(layer_map.layers.values()).most_common()),
         "layers": [
@@ -102,7 +119,19 @@ def summarise(
             for layer in session.inventory.layers
         ],
         "load": LOAD.format(path=session.folder / "checkpoint"),
-        "files": {name: name for name in ("layer_map.yaml", "checkpoint/", "report.html", "report.json", "profile.json", "price.json", "study.journal", "settings.yaml")},
+        "files": {
+            name: name
+            for name in (
+                "layer_map.yaml",
+                "checkpoint/",
+                "report.html",
+                "report.json",
+                "profile.json",
+                "price.json",
+                "study.journal",
+                "settings.yaml",
+            )
+        },
         "threads": price.threads,
         "shape": dict(price.shape),
         **_common(session, profile, stages),
@@ -113,8 +142,15 @@ def summarise(
 
 def _common(session: Session, profile: Profile, stages: Mapping[str, float]) -> dict[str, Any]:
     return {
-        "skipped": [{"name": s.name, "type": s.type, "params": s.params, "reason": s.reason} for s in session.inventory.skipped],
-        "profile": {"method": profile.method, "rows": profile.rows, "forwards": profile.forwards, "seconds": profile.seconds},
+        "skipped": [
+            {"name": s.name, "type": s.type, "params": s.params, "reason": s.reason} for s in session.inventory.skipped
+        ],
+        "profile": {
+            "method": profile.method,
+            "rows": profile.rows,
+            "forwards": profile.forwards,
+            "seconds": profile.seconds,
+        },
         "stages": dict(stages),
         "model": {
             "name": session.loaded.source,
@@ -171,7 +207,13 @@ def layer_row(
 
 
 def why(
-    layer: Layer, scheme: str, base: str, scores: Mapping[str, float], ms: Mapping[str, float], size: Mapping[str, int], session: Session
+    layer: Layer,
+    scheme: str,
+    base: str,
+    scores: Mapping[str, float],
+    ms: Mapping[str, float],
+    size: Mapping[str, int],
+    session: Session,
 ) -> str:
     """The choice of a layer in one line, from its own figures."""
     if not session.allowed[layer.name]:

@@ -41,7 +41,9 @@ def test_a_budget_outside_0_to_1_is_refused(capsys, budget, tmp_path):
 
 
 def test_a_model_that_is_nowhere(capsys, tmp_path, pairs):
-    code, error = run(capsys, "search", tmp_path / "nowhere", "--task", "sts", "--data", pairs, "--out", tmp_path / "run")
+    code, error = run(
+        capsys, "search", tmp_path / "nowhere", "--task", "sts", "--data", pairs, "--out", tmp_path / "run"
+    )
     assert code == 2
     assert "nowhere" in error
 
@@ -84,7 +86,16 @@ def test_empty_data_and_too_little_data(capsys, classifier, tmp_path):
     few.write_text("text,label\n" + "\n".join(f"{text},1" for text in tiny.texts(10)))
     for number, data in enumerate((empty, few)):
         code, error = run(
-            capsys, "search", classifier, "--task", "classification", "--data", data, "--out", tmp_path / f"run{number}", "-q"
+            capsys,
+            "search",
+            classifier,
+            "--task",
+            "classification",
+            "--data",
+            data,
+            "--out",
+            tmp_path / f"run{number}",
+            "-q",
         )
         assert code == 2, error
         assert data.name in error or "The data has 10 texts" in error
@@ -100,7 +111,9 @@ def test_a_model_with_nan_in_its_weights_is_named(capsys, classifier, pairs, tmp
     name = next(key for key in tensors if key.endswith("query.weight"))
     tensors[name][0, 0] = float("nan")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    code, error = run(capsys, "search", broken, "--task", "classification", "--data", pairs, "--out", tmp_path / "run", "-q")
+    code, error = run(
+        capsys, "search", broken, "--task", "classification", "--data", pairs, "--out", tmp_path / "run", "-q"
+    )
     assert code == 2
     assert "query.weight" in error
 

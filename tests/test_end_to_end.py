@@ -70,7 +70,16 @@ def read(run: Path) -> dict:
 
 
 def test_the_run_folder_holds_all_that_was_promised(run):
-    names = {"layer_map.yaml", "checkpoint", "report.html", "report.json", "profile.json", "price.json", "study.journal", "settings.yaml"}
+    names = {
+        "layer_map.yaml",
+        "checkpoint",
+        "report.html",
+        "report.json",
+        "profile.json",
+        "price.json",
+        "study.journal",
+        "settings.yaml",
+    }
     assert names <= {path.name for path in run.iterdir()}
     assert (run / "checkpoint" / "tokenizer.json").is_file()
     assert not (run / "candidates").exists()
@@ -108,7 +117,22 @@ def test_the_map_names_what_the_modules_run(run):
 
 
 def test_the_certified_metric_is_that_of_the_shipped_checkpoint(run, model, data, capsys):
-    assert main(["evaluate", str(run / "checkpoint"), "--task", "classification", "--data", str(data), "--json", "--threads", "1"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(run / "checkpoint"),
+                "--task",
+                "classification",
+                "--data",
+                str(data),
+                "--json",
+                "--threads",
+                "1",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     report = read(run)
     assert found["value"] == pytest.approx(report["metric"]["quantized"], abs=1e-9)
@@ -128,9 +152,13 @@ assert "autoquant" not in sys.modules
 """
     with open(run / "layer_map.yaml") as file:
         assert yaml.safe_load(file)["format"] == "compressed-tensors"
-    done = subprocess.run([sys.executable, "-c", script, str(run / "checkpoint")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(run / "checkpoint")], capture_output=True, text=True, check=True
+    )
     theirs = np.array(json.loads(done.stdout.strip().splitlines()[-1]))
-    batch = AutoTokenizer.from_pretrained(run / "checkpoint")(["one two three", "four five"], padding=True, return_tensors="pt")
+    batch = AutoTokenizer.from_pretrained(run / "checkpoint")(
+        ["one two three", "four five"], padding=True, return_tensors="pt"
+    )
     with torch.inference_mode():
         ours = autoquant.load(run / "checkpoint")(**batch).logits.float().numpy()
     assert np.abs(ours - theirs).max() <= 0.05 * np.abs(theirs).max()
@@ -269,7 +297,10 @@ class Pairs(autoquant.Task):
 
     def __init__(self, module: torch.nn.Module) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.x = {split: torch.randn(n, 16, generator=generator) for split, n in (("calibration", 32), ("search", 128), ("certification", 300))}
+        self.x = {
+            split: torch.randn(n, 16, generator=generator)
+            for split, n in (("calibration", 32), ("search", 128), ("certification", 300))
+        }
         with torch.no_grad():
             self.y = {split: module(x).argmax(-1) for split, x in self.x.items()}
 
@@ -296,17 +327,23 @@ class Pairs(autoquant.Task):
 
 def test_any_module_with_a_task_object(workplace):
     torch.manual_seed(0)
-    module = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.LayerNorm(64), torch.nn.ReLU(), torch.nn.Linear(64, 4)).eval()
+    module = torch.nn.Sequential(
+        torch.nn.Linear(16, 64), torch.nn.LayerNorm(64), torch.nn.ReLU(), torch.nn.Linear(64, 4)
+    ).eval()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     result = autoquant.search(
         module, Pairs(module), out=workplace / "module", budget=0.2, objective="memory", trials=6, quiet=True
     )
     assert result.verdict == "PASS"
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
-    fresh = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.LayerNorm(64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+    fresh = torch.nn.Sequential(
+        torch.nn.Linear(16, 64), torch.nn.LayerNorm(64), torch.nn.ReLU(), torch.nn.Linear(64, 4)
+    )
     loaded = result.load(model=fresh)
     task = Pairs(module)
     dtype = getattr(torch, result.layer_map.base_dtype)
     with torch.inference_mode():
-        agreement = (loaded(task.x["certification"].to(dtype)).argmax(-1) == task.y["certification"]).double().mean().item()
+        agreement = (
+            (loaded(task.x["certification"].to(dtype)).argmax(-1) == task.y["certification"]).double().mean().item()
+        )
     assert agreement == pytest.approx(result.report["metric"]["quantized"], abs=1e-9)

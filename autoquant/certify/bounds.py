@@ -79,7 +79,9 @@ def bootstrap_bounds(
     draws = np.array([of_sample(generator.integers(0, n, n)) for _ in range(resamples)])
     if np.ptp(draws) == 0:
         return Bound(base, base, "BCa bootstrap (asymptotic)")
-    below = np.clip(np.mean(draws < base) + np.mean(draws == base) / 2, 1 / (resamples + 1), resamples / (resamples + 1))
+    below = np.clip(
+        np.mean(draws < base) + np.mean(draws == base) / 2, 1 / (resamples + 1), resamples / (resamples + 1)
+    )
     bias = stats.norm.ppf(below)
     folds = np.array_split(generator.permutation(n), min(n, 200))  # grouped jackknife: enough for the acceleration
     left_out = np.array([statistic(np.setdiff1d(indices, fold)) for fold in folds])

@@ -39,11 +39,16 @@ def run_job(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
     artifacts.write_json(path, {**job, "out": str(folder / f"{name}.json"), "name": name})
     environment = {**os.environ, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "PYTHONUNBUFFERED": "1"}
     process = subprocess.run(
-        [sys.executable, "-m", "autoquant.certify.worker", str(path)], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "autoquant.certify.worker", str(path)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     if process.returncode:
         lines = [line for line in process.stderr.strip().splitlines() if line.strip()]
-        raise AutoquantError(f"Measuring {name} in a fresh process failed: {lines[-1] if lines else process.returncode}")
+        raise AutoquantError(
+            f"Measuring {name} in a fresh process failed: {lines[-1] if lines else process.returncode}"
+        )
     return artifacts.read_json(folder / f"{name}.json")
 
 
@@ -71,10 +76,21 @@ def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:
     if job.get("reference"):
         with np.load(job["reference"]) as file:
             reference = torch.from_numpy(file["reduced"])
-    with tqdm(total=task.rows(job["split"]), desc=job["name"], unit="row", file=sys.stdout, leave=False, disable=True if job["quiet"] else None) as bar:
+
+    def advance(done: int, total: int) -> None:
+        bar.update(done - bar.n)
+
+    with tqdm(
+        total=task.rows(job["split"]),
+        desc=job["name"],
+        unit="row",
+        file=sys.stdout,
+        leave=False,
+        disable=True if job["quiet"] else None,
+    ) as bar:
         found = evaluate_split(
             model, task, job["split"], batch_size=job["batch_size"], reference=reference,
-            progress=lambda done, total: bar.update(done - bar.n), notify=lambda text: tqdm.write(text, file=sys.stdout),
+            progress=advance, notify=lambda text: tqdm.write(text, file=sys.stdout),
         )  # fmt: skip
     values = Path(job["out"]).with_suffix(".npz")
     with artifacts.atomic(values) as temporary, open(temporary, "wb") as file:
@@ -96,7 +112,10 @@ def latency_job(job: dict[str, Any]) -> dict[str, Any]:
     example = task.example(job["shape"]["batch_size"], job["shape"].get("seq_len"))
     calls = {name: forward_call(_open(item, task.name), task, example) for name, item in job["models"].items()}
     found = time_models(calls, rounds=job["rounds"], max_seconds=job["max_seconds"])
-    return {"ms": {name: ms for name, (ms, _) in found.items()}, "noise": {name: noise for name, (_, noise) in found.items()}}
+    return {
+        "ms": {name: ms for name, (ms, _) in found.items()},
+        "noise": {name: noise for name, (_, noise) in found.items()},
+    }
 
 
 JOBS = {"evaluate": evaluate_job, "latency": latency_job}

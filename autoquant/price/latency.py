@@ -67,7 +67,10 @@ def measure_price(
             found = {}
             if shape is not None:
                 calls = {
-                    name: _call(assembler.module(layers[0], project(SCHEMES[name], layers[0].kind).name, base), inputs[base][layers[0].name])
+                    name: _call(
+                        assembler.module(layers[0], project(SCHEMES[name], layers[0].kind).name, base),
+                        inputs[base][layers[0].name],
+                    )
                     for name in names
                 }
                 found = time_models(calls, rounds=25, warmup=2, max_seconds=share)

@@ -79,8 +79,8 @@ def _of_input(
     """Δx Wᵀ of all parts in one product."""
     errors = x.new_empty(len(parts), *x.shape)
     for error, args in zip(errors, parts, strict=True):
-        absmax = None if args.dynamic else float(assembler.input_scale(layer.name, torch.float32)) * 127.5
-        codes, scale = quantize_input(x, args, absmax)
+        scale = None if args.dynamic else assembler.input_scale(layer.name, torch.float32).to(x.device)
+        codes, scale = quantize_input(x, args, scale)
         torch.sub(codes * scale, x, out=error)
     return (errors.flatten(0, -2) @ weight_matrix(source).detach().float().t()).view(len(parts), *y.shape)
 

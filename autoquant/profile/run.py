@@ -105,7 +105,7 @@ def measure_profile(
                     for name, own in parts.items():
                         noise[layer.name][name] += sum(power[part] for part in own)
                         if gradients is not None:
-                            score[layer.name][name] += half_square(sum(moved[part] for part in own))
+                            score[layer.name][name] += float(half_square(sum(moved[part] for part in own)))
         spent_products += time.perf_counter() - begin
         progress(len(plan) + number + 1, total)
     passes += len(scored) / len(plan) * (1 + (2 * probes if gradient else 0) + spent_products / max(spent_forward, 1e-9))

@@ -19,6 +19,8 @@ from autoquant.search.problem import Choice, Problem
 from autoquant.search.surrogate import fit_theta, solve
 
 BASE = "base_dtype"
+FIXED = "fixed_params"
+"""Where Optuna keeps the parameters of an enqueued trial."""
 CLOSE = 1.05
 """Allowances this close to each other are not told apart any more: the search has converged."""
 WORTH = 1.005
@@ -37,7 +39,7 @@ class Seen:
     predicted: float
 
 
-class Exhausted(Exception):
+class Exhausted(Exception):  # noqa: N818
     """No map is left that promises more than the best one found."""
 
 
@@ -67,12 +69,18 @@ def from_params(problem: Problem, params: dict[str, Any]) -> tuple[str, Choice]:
     return params[BASE], choice
 
 
+def params_of(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    """The parameters of a trial, which one that has not begun does not have as its own yet."""
+    return {**trial.system_attrs.get(FIXED, {}), **trial.params}
+
+
 def seen_trials(problem: Problem, study: optuna.Study) -> list[Seen]:
     found = []
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
         base, choice = from_params(problem, trial.params)
         attrs = trial.user_attrs
-        found.append(Seen(base, choice, trial.value or 0.0, attrs["margin"], attrs["divergence"], attrs["predicted_divergence"]))
+        figures = (attrs["margin"], attrs["divergence"], attrs["predicted_divergence"])
+        found.append(Seen(base, choice, trial.value or 0.0, *figures))
     return found
 
 
@@ -80,8 +88,8 @@ def tried_choices(problem: Problem, study: optuna.Study) -> dict[str, list[Choic
     """Base dtype → choices of all trials, failed and running ones too: none is evaluated twice."""
     tried: dict[str, list[Choice]] = {base: [] for base in problem.base_dtypes}
     for trial in study.get_trials(deepcopy=False):
-        params = trial.params or trial.system_attrs.get("fixed_params", {})
-        if BASE in params:
+        params = params_of(trial)
+        if space_of(problem).keys() <= params.keys():  # a killed run can leave a trial with some of its parameters
             base, choice = from_params(problem, params)
             tried[base].append(choice)
     return tried
@@ -97,16 +105,26 @@ class SurrogateSampler(optuna.samplers.BaseSampler):
         self.problem = problem
         self.seed = seed
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         return space_of(self.problem)
 
     def sample_relative(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        if FIXED in trial.system_attrs:
+            return {}  # an enqueued map: Optuna asks all the same
         base, choice = propose(self.problem, seen_trials(self.problem, study), tried_choices(self.problem, study))
         return to_params(self.problem, base, choice)
 
-    def sample_independent(self, study: optuna.Study, trial: optuna.trial.FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
         raise NotImplementedError("every parameter is proposed together")
 
 
@@ -137,7 +155,7 @@ def propose(problem: Problem, seen: Sequence[Seen], tried: dict[str, list[Choice
 
 
 def held(problem: Problem, seen: Sequence[Seen], base: str) -> float:
-    """What share of its promised saving a quantized map keeps end to end: the median in this base dtype, else in all."""
+    """The share of its promised saving that a quantized map keeps end to end: median in this base dtype, else in all."""
     quantized = [s for s in seen if any(s.choice)]
     kept = [s.saving / promise(problem, s.base, s.choice) for s in quantized if s.base == base] or [
         s.saving / promise(problem, s.base, s.choice) for s in quantized
@@ -159,8 +177,8 @@ def allowances(problem: Problem, seen: Sequence[Seen], theta: np.ndarray, offset
     """Divergences to allow, one after the other until a map under one of them is worth a trial.
 
     Everything while nothing has failed. Else between the largest that passed and the smallest above it that did not: a
-    bisection of the one-dimensional front (geometric means), upwards while nothing below is worth it. Once both ends have
-    met, as much as has passed: a map that was overlooked may be under it still.
+    bisection of the one-dimensional front (geometric means), upwards while nothing below is worth it. Once both ends
+    have met, as much as has passed: a map that was overlooked may be under it still.
     """
     predicted = [(problem.score(s.choice, theta) + offsets[s.base], s.margin) for s in seen]
     passed = max((d for d, margin in predicted if margin <= 0), default=0.0)

@@ -66,7 +66,9 @@ def load_space(name_or_path: str) -> Space:
     if path.suffix not in (".yaml", ".yml"):
         path = folder() / f"{name_or_path}.yaml"
         if not path.is_file():
-            raise SpaceError(f"Unknown search space '{name_or_path}'.{nearest(name_or_path, names())} Or the path of a YAML file.")
+            raise SpaceError(
+                f"Unknown search space '{name_or_path}'.{nearest(name_or_path, names())} Or the path of a YAML file."
+            )
     elif not path.is_file():
         raise SpaceError(f"There is no search space file {path}. Shipped spaces: {', '.join(names())}.")
     try:
@@ -97,7 +99,9 @@ def parse(value: Mapping[str, Any], name: str, where: str) -> Space:
     return Space(
         name=name,
         description=str(value.get("description", "")),
-        base_dtypes=_known(_list(value.get("base_dtypes", FLOAT_DTYPES), f"{where}: base_dtypes"), FLOAT_DTYPES, f"{where}: dtype"),
+        base_dtypes=_known(
+            _list(value.get("base_dtypes", FLOAT_DTYPES), f"{where}: base_dtypes"), FLOAT_DTYPES, f"{where}: dtype"
+        ),
         schemes=_known(_list(value["schemes"], f"{where}: schemes"), SCHEMES, f"{where}: scheme"),
         rules=tuple(rules),
     )
@@ -116,7 +120,9 @@ def allowed(space: Space, inventory: Inventory, runtime: Runtime) -> dict[str, t
         usable = [name for name in schemes if runtime.supports(layer, SCHEMES[name]) is None]
         found[layer.name] = tuple(dict.fromkeys(usable))
     if not any(found.values()):
-        raise SpaceError(f"Search space '{space.name}' leaves no layer of this model anything to choose. Try --space {DEFAULT}.")
+        raise SpaceError(
+            f"Search space '{space.name}' leaves no layer of this model anything to choose. Try --space {DEFAULT}."
+        )
     return found
 
 

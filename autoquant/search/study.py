@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +12,17 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from autoquant.errors import AutoquantError
 from autoquant.search.problem import FLOAT, Choice, Problem
-from autoquant.search.sampler import Exhausted, SurrogateSampler, base_divergence, from_params, seen_trials, space_of, to_params
+from autoquant.search.sampler import (
+    Exhausted,
+    SurrogateSampler,
+    base_divergence,
+    from_params,
+    params_of,
+    seen_trials,
+    space_of,
+    to_params,
+)
 from autoquant.values import Candidate
 
 STUDY = "autoquant"
@@ -24,8 +33,17 @@ STRATEGIES: dict[str, Callable[[Problem, int], optuna.samplers.BaseSampler]] = {
 }
 """Name → sampler. All start from the same enqueued maps."""
 
+FIGURES = ("drop", "error", "margin", "divergence", "ms", "items")
+"""What is kept of an `Outcome` as user attributes of its trial."""
+
+REPEATS = "repeats"
+"""User attribute of a trial whose map an earlier one had: the number of that."""
+
+KILLED = "killed"
+"""User attribute of a trial whose map was being evaluated when an earlier run was killed."""
+
 UNIFORM_LIMIT = 4
-"""Uniform maps that are evaluated: those that no other uniform map beats in both saving and score, most saving first."""
+"""Uniform maps that are evaluated: those that no other uniform map beats in saving and score, most saving first."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +65,26 @@ Evaluate = Callable[[str, dict[str, str]], Outcome]
 def open_study(path: Path, problem: Problem, strategy: str, seed: int) -> optuna.Study:
     """The study in the journal file at `path`, created if it is not there."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(
+    _drop_half_line(path)
+    study = optuna.create_study(
         study_name=STUDY,
         storage=JournalStorage(JournalFileBackend(str(path))),
-        sampler=STRATEGIES[strategy](problem, seed),
         direction="maximize",
         load_if_exists=True,
     )
+    # A resumed run draws on, it does not draw the same again.
+    study.sampler = STRATEGIES[strategy](problem, seed + len(study.get_trials(deepcopy=False)))
+    return study
+
+
+def _drop_half_line(path: Path) -> None:
+    """A run that is killed while it writes leaves half a line at the journal's end, over which Optuna would stumble."""
+    if not path.is_file() or not (size := path.stat().st_size):
+        return
+    with open(path, "rb+") as file:
+        whole = file.read().rfind(b"\n") + 1
+        if whole < size:
+            file.truncate(whole)
 
 
 def starting_maps(problem: Problem) -> list[tuple[str, str, Choice]]:
@@ -84,17 +115,17 @@ def run_search(
 ) -> tuple[list[Candidate], str]:
     """Evaluate up to `trials` maps in all (those of an earlier, killed run counted in).
 
-    A map whose evaluation raises is recorded as failed with its reason, and the search goes on. Ctrl-C propagates after
-    the trial is recorded as failed; what was found so far is in the study.
+    A map whose evaluation raises, or gives NaN or infinity, is recorded as failed with its reason, and the search goes
+    on. Ctrl-C propagates; what was found so far is in the study, and the map that it interrupted comes again on resume.
 
     Returns:
         all candidates, and why the search ended.
     """
     start = time.perf_counter()
-    abandoned = _take_up_abandoned(study)
-    if not study.trials:
-        for label, base, choice in starting_maps(problem):
-            study.enqueue_trial(to_params(problem, base, choice), user_attrs={"label": label, "origin": "enqueued"})
+    abandoned = _take_up_abandoned(problem, study)
+    for label, base, choice in starting_maps(problem):
+        attrs = {"label": label, "origin": "enqueued"}
+        study.enqueue_trial(to_params(problem, base, choice), user_attrs=attrs, skip_if_exists=True)
     reason = f"all {trials} trials done"
     while True:
         finished = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
@@ -110,7 +141,8 @@ def run_search(
             _drop_unborn(study)
             break
         _evaluate_trial(problem, evaluate, study, trial)
-        on_trial(candidates(problem, study))
+        if REPEATS not in trial.user_attrs:
+            on_trial(candidates(problem, study))
     return candidates(problem, study), reason
 
 
@@ -122,32 +154,77 @@ def _evaluate_trial(problem: Problem, evaluate: Evaluate, study: optuna.Study, t
     trial.set_user_attr("bytes", size)
     predicted = problem.score(choice) + base_divergence(seen_trials(problem, study), base)
     trial.set_user_attr("predicted_divergence", predicted)
+    if (
+        before := _same_map(study, trial)
+    ) is not None:  # a sampler that draws may draw a map again: nothing new to learn
+        trial.set_user_attr(REPEATS, before.number)
+        for name in (*FIGURES, "seconds"):
+            trial.set_user_attr(name, before.user_attrs[name])
+        trial.set_constraint("accuracy", before.user_attrs["margin"])
+        study.tell(trial, before.value)
+        return
     begin = time.perf_counter()
     try:
         outcome = evaluate(base, problem.layers(base, choice))
     except KeyboardInterrupt:
-        trial.set_user_attr("reason", "interrupted")
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        _enqueue_again(problem, study, study.get_trials(deepcopy=False)[trial.number])
         raise
-    except (AutoquantError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # whatever a model does under a scheme: one map less, not the end of the search
         trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return
-    for name in ("drop", "error", "margin", "divergence", "ms", "items"):
-        trial.set_user_attr(name, getattr(outcome, name))
+    figures = {name: getattr(outcome, name) for name in FIGURES}
+    if bad := [name for name, value in figures.items() if not math.isfinite(value)]:
+        trial.set_user_attr("reason", f"NaN or infinity: {', '.join(bad)}")
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return
+    for name, value in figures.items():
+        trial.set_user_attr(name, value)
     trial.set_user_attr("seconds", time.perf_counter() - begin)
     trial.set_constraint("accuracy", outcome.margin)
     study.tell(trial, problem.saving(outcome.ms, size))
 
 
-def _take_up_abandoned(study: optuna.Study) -> int:
-    """Trials that a killed run left unfinished are closed and queued again. Returns how many were closed so far."""
+def _same_map(study: optuna.Study, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return next((t for t in complete if t.params == trial.params), None)
+
+
+def _take_up_abandoned(problem: Problem, study: optuna.Study) -> int:
+    """Close the trials that a killed run left unfinished, and queue their maps again.
+
+    A map that was being evaluated when a run was killed for the second time is recorded as failed instead.
+
+    Returns:
+        how many trials were closed without a result so far.
+    """
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        if trial.params:
-            attrs = {k: v for k, v in trial.user_attrs.items() if k in ("label", "origin")}
-            study.enqueue_trial(trial.params, user_attrs=attrs)
-    return sum(1 for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.FAIL and "reason" not in t.user_attrs)
+        begun = "bytes" in trial.user_attrs
+        if begun and trial.user_attrs.get(KILLED):
+            reason = "the process was killed twice while it evaluated this map (out of memory?)"
+            attrs = {**trial.user_attrs, "reason": reason}
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=optuna.trial.TrialState.FAIL,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    user_attrs=attrs,
+                )
+            )
+        else:
+            _enqueue_again(problem, study, trial, **({KILLED: True} if begun else {}))
+    failed = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.FAIL,))
+    return sum("reason" not in trial.user_attrs for trial in failed)
+
+
+def _enqueue_again(problem: Problem, study: optuna.Study, trial: optuna.trial.FrozenTrial, **attrs: bool) -> None:
+    """Queue the trial's map once more, under its label; nothing if it died before its map was decided."""
+    params = params_of(trial)
+    if space_of(problem).keys() <= params.keys():
+        kept = {k: v for k, v in trial.user_attrs.items() if k in ("label", "origin", KILLED)}
+        study.enqueue_trial(params, user_attrs={**kept, **attrs})
 
 
 def _drop_unborn(study: optuna.Study) -> None:
@@ -157,11 +234,15 @@ def _drop_unborn(study: optuna.Study) -> None:
 
 
 def candidates(problem: Problem, study: optuna.Study) -> list[Candidate]:
-    """Every trial of the study as a value; trials that never began are left out."""
+    """Every map of the study as a value; trials that never began, or repeat another, are left out."""
     found = []
     for trial in study.get_trials(deepcopy=False):
         attrs = trial.user_attrs
-        if not trial.state.is_finished() or (trial.state == optuna.trial.TrialState.FAIL and "reason" not in attrs):
+        if (
+            REPEATS in attrs
+            or not trial.state.is_finished()
+            or (trial.state == optuna.trial.TrialState.FAIL and "reason" not in attrs)
+        ):
             continue
         base, choice = from_params(problem, trial.params)
         value = Candidate(
@@ -174,8 +255,8 @@ def candidates(problem: Problem, study: optuna.Study) -> list[Candidate]:
             predicted_divergence=attrs["predicted_divergence"],
         )
         if trial.state == optuna.trial.TrialState.COMPLETE:
-            numbers = {k: attrs[k] for k in ("ms", "drop", "error", "margin", "divergence", "items", "seconds")}
-            value = replace(value, saving=trial.value, **numbers)
+            numbers = {k: attrs[k] for k in (*FIGURES, "seconds")}
+            value = replace(value, saving=trial.value or 0.0, **numbers)
         else:
             value = replace(value, state="failed", reason=attrs["reason"])
         found.append(value)
@@ -183,11 +264,19 @@ def candidates(problem: Problem, study: optuna.Study) -> list[Candidate]:
 
 
 def ladder(found: Sequence[Candidate], rungs: int = 2) -> list[Candidate]:
-    """At most `rungs` feasible quantized maps, safe → aggressive: the best saving last, and before it maps that give up
-    some saving for a smaller drop. Fixed before the certification data is touched."""
-    quantized = [c for c in found if c.feasible and any(s != c.base_dtype for s in c.layers.values())]
+    """The quantized maps to certify, at most `rungs`, safe → aggressive; fixed before the certification data is touched.
+
+    The best saving comes last, and before it maps that give up some saving for a smaller divergence. Only maps that save
+    more than the best map without quantization are worth it. When none of these fits on the search split, the one that
+    came closest is tested all the same: the answer then rests on data that nobody tuned on.
+    """
+    complete = [c for c in found if c.state == "complete"]
+    floor = max((c.saving for c in complete if not c.quantized), default=0.0)
+    worth = [c for c in complete if c.quantized and c.saving > floor]
+    if not any(c.feasible for c in worth):
+        return sorted(worth, key=lambda c: c.margin)[:1]
     front: list[Candidate] = []
-    for candidate in sorted(quantized, key=lambda c: -c.saving):
+    for candidate in sorted((c for c in worth if c.feasible), key=lambda c: -c.saving):
         if not front or candidate.divergence < 0.7 * front[-1].divergence:
             front.append(candidate)
     return front[:rungs][::-1]

@@ -93,7 +93,9 @@ def _knapsack(
     return tuple(int(np.argmax(result.x[starts[g] : starts[g + 1]])) for g in range(len(sizes)))
 
 
-def fit_theta(problem: Problem, choices: Sequence[Choice], observed: Sequence[float], offsets: Sequence[float]) -> np.ndarray:
+def fit_theta(
+    problem: Problem, choices: Sequence[Choice], observed: Sequence[float], offsets: Sequence[float]
+) -> np.ndarray:
     """Maximum a posteriori log-corrections of the groups' scores.
 
     Args:
@@ -103,7 +105,9 @@ def fit_theta(problem: Problem, choices: Sequence[Choice], observed: Sequence[fl
         (groups,) θ; zero where nothing was learned.
     """
     theta = np.zeros(len(problem.groups))
-    rows = np.array([[s[i] for s, i in zip(problem.scores, c, strict=True)] for c in choices], float).reshape(len(choices), -1)
+    rows = np.array([[s[i] for s, i in zip(problem.scores, c, strict=True)] for c in choices], float).reshape(
+        len(choices), -1
+    )
     target = np.maximum(np.asarray(observed, float) - np.asarray(offsets, float), 1e-12)
     keep = rows.sum(1) > 0
     rows, target = rows[keep], target[keep]

@@ -40,6 +40,11 @@ class Candidate:
     seconds: float = 0.0
 
     @property
+    def quantized(self) -> bool:
+        """Some layer runs something else than the base dtype."""
+        return any(scheme != self.base_dtype for scheme in self.layers.values())
+
+    @property
     def feasible(self) -> bool:
         return self.state == "complete" and self.margin <= 0
 

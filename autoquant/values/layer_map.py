@@ -38,7 +38,9 @@ class LayerMap:
 
     def __post_init__(self) -> None:
         if self.base_dtype not in FLOAT_DTYPES:
-            raise LayerMapError(f"base_dtype: unknown dtype '{self.base_dtype}'.{nearest(self.base_dtype, FLOAT_DTYPES)}")
+            raise LayerMapError(
+                f"base_dtype: unknown dtype '{self.base_dtype}'.{nearest(self.base_dtype, FLOAT_DTYPES)}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -66,7 +68,9 @@ class LayerMap:
             raise LayerMapError(f"{where}: 'layers' must map layer names to scheme names.")
         for name, scheme in layers.items():
             if scheme not in known_schemes:
-                raise SchemeError(f"{where}: layer '{name}' has the unknown scheme '{scheme}'.{nearest(scheme, known_schemes)}")
+                raise SchemeError(
+                    f"{where}: layer '{name}' has the unknown scheme '{scheme}'.{nearest(scheme, known_schemes)}"
+                )
         for key in ("input_absmax", "model", "found_on", "verdict"):
             if not isinstance(value.get(key) or {}, dict):
                 raise LayerMapError(f"{where}: '{key}' must be a mapping.")

@@ -1,0 +1,231 @@
+"""What every search strategy promises. A new one joins by being in `STRATEGIES`; no model is needed here."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+
+from autoquant.search import STRATEGIES, open_study, run_search
+from autoquant.search.sampler import space_of
+from autoquant.values import Candidate
+from tests import synthetic
+from tests.synthetic import Judge
+
+TRIALS = 14
+
+
+@pytest.fixture(params=STRATEGIES)
+def strategy(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process loses nothing that it wrote; only a power cut could, and none is tried here."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+def judge(groups: int = 5, limit: float = 0.03) -> Judge:
+    return Judge(synthetic.make(groups), limit)
+
+
+def search(
+    judged: Judge, path: Path, strategy: str, trials: int = TRIALS, seed: int = 0
+) -> tuple[list[Candidate], str]:
+    return run_search(judged.problem, judged, open_study(path, judged.problem, strategy, seed), trials=trials)
+
+
+def maps(found: list[Candidate]) -> list[tuple[str, tuple]]:
+    return [(c.base_dtype, tuple(c.layers.items())) for c in found]
+
+
+def timeless(found: list[Candidate]) -> list[Candidate]:
+    return [replace(c, seconds=0.0) for c in found]
+
+
+def test_the_same_seed_gives_the_same_trials(strategy: str, tmp_path: Path) -> None:
+    one, two = (search(judge(), tmp_path / f"{number}.journal", strategy)[0] for number in range(2))
+    assert timeless(one) == timeless(two) and one
+
+
+def test_no_quantization_and_uniform_maps_come_first(strategy: str, tmp_path: Path) -> None:
+    found, _ = search(judge(), tmp_path / "journal", strategy)
+    assert [c.label for c in found[:2]] == ["float32", "bfloat16"]
+    assert all(set(c.layers.values()) == {c.base_dtype} for c in found[:2])
+    uniform = [c for c in found if c.label.startswith("uniform")]
+    assert uniform and all(len(set(c.layers.values())) == 1 and c.origin == "enqueued" for c in uniform)
+
+
+def test_no_map_is_evaluated_twice(strategy: str, tmp_path: Path) -> None:
+    judged = judge(2)  # 32 maps: whoever draws at random would
+    found, _ = search(judged, tmp_path / "journal", strategy, trials=30)
+    assert len(set(judged.asked)) == len(judged.asked) == len(found) > 6
+
+
+def test_candidates_hold_what_was_measured(strategy: str, tmp_path: Path) -> None:
+    judged = judge()
+    found, _ = search(judged, tmp_path / "journal", strategy)
+    assert maps(found) == judged.asked
+    for candidate in found:
+        choice = judged.choice(candidate.base_dtype, dict(candidate.layers))
+        assert candidate.bytes == int(judged.problem.total_bytes(candidate.base_dtype, choice))
+        assert candidate.ms == pytest.approx(judged.ms(candidate.base_dtype, choice))
+        assert candidate.feasible == (judged.divergence(candidate.base_dtype, choice) <= judged.limit)
+        assert candidate.saving == pytest.approx(judged.problem.saving(candidate.ms, candidate.bytes), rel=1e-3)
+
+
+def test_all_starting_maps_are_evaluated_even_if_nothing_is_left_to_propose(strategy: str, tmp_path: Path) -> None:
+    judged = Judge(synthetic.make(1), 1.0)
+    found, _ = search(judged, tmp_path / "journal", strategy, trials=5)
+    assert {c.base_dtype for c in found if not c.quantized} == {"float32", "bfloat16"}
+    assert any(c.label.startswith("uniform") for c in found)
+
+
+def test_a_failing_map_is_recorded_with_its_reason_and_the_search_goes_on(strategy: str, tmp_path: Path) -> None:
+    errors = {3: MemoryError("too large"), 5: RuntimeError("no kernel"), 7: KeyError("weight")}
+
+    def fail(number: int) -> None:
+        if number in errors:
+            raise errors[number]
+
+    judged = replace(judge(), before=fail, asked=[])
+    found, _ = search(judged, tmp_path / "journal", strategy)
+    failed = {c.number + 1: c.reason for c in found if c.state == "failed"}
+    assert failed == {3: "MemoryError: too large", 5: "RuntimeError: no kernel", 7: "KeyError: 'weight'"}
+    assert not any(c.feasible for c in found if c.state == "failed")
+    assert maps(found) == judged.asked and len(found) > 7
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_map_that_gives_nan_or_infinity_has_failed(strategy: str, bad: float, tmp_path: Path) -> None:
+    judged = judge()
+
+    def evaluate(base: str, layers: dict[str, str]):
+        outcome = judged(base, layers)
+        return replace(outcome, drop=bad, margin=bad) if len(judged.asked) == 4 else outcome
+
+    study = open_study(tmp_path / "journal", judged.problem, strategy, 0)
+    found, _ = run_search(judged.problem, evaluate, study, trials=TRIALS)
+    assert [c.number for c in found if c.state == "failed"] == [3]
+    assert found[3].reason == "NaN or infinity: drop, margin" and len(found) > 4
+
+
+def test_ctrl_c_leaves_the_study_usable_and_the_map_comes_again(strategy: str, tmp_path: Path) -> None:
+    def interrupt(number: int) -> None:
+        if number == 5:
+            raise KeyboardInterrupt
+
+    stopped, again = replace(judge(), before=interrupt, asked=[]), judge()
+    with pytest.raises(KeyboardInterrupt):
+        search(stopped, tmp_path / "journal", strategy)
+    found, _ = search(again, tmp_path / "journal", strategy)
+    assert len(stopped.asked) == 5 and stopped.asked[-1] in again.asked
+    assert not set(stopped.asked[:-1]) & set(again.asked)
+    assert sorted(maps(found)) == sorted({*stopped.asked, *again.asked})
+    assert all(c.state == "complete" for c in found) and len(found) <= TRIALS
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 8])
+def test_a_killed_search_resumes_without_losing_or_repeating_a_map(strategy: str, after: int, tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    killed, again = judge(), judge()
+    if after:
+        search(killed, path, strategy, trials=after)
+    study = open_study(path, killed.problem, strategy, 0)
+    if not after:
+        run_search(killed.problem, killed, study, trials=0)
+    running = study.ask(space_of(killed.problem))  # the process dies here: a trial is left running
+    found, _ = search(again, path, strategy)
+    assert not set(killed.asked) & set(again.asked)
+    assert sorted(maps(found)) == sorted(killed.asked + again.asked) and len(found) <= TRIALS
+    params = [t.params for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert running.params in params, "the map that was being evaluated is evaluated after all"
+    assert {c.base_dtype for c in found if not c.quantized} == {"float32", "bfloat16"}
+
+
+def test_a_trial_that_died_before_its_map_was_decided_is_harmless(strategy: str, tmp_path: Path) -> None:
+    judged = judge()
+    search(judged, tmp_path / "journal", strategy, trials=8)
+    study = open_study(tmp_path / "journal", judged.problem, "random", 0)
+    trial = study.ask()
+    trial.suggest_categorical("layer0", judged.problem.options[0])
+    found, _ = search(judge(), tmp_path / "journal", strategy)
+    assert len(found) >= 8 and all(c.state == "complete" for c in found)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from tests.contracts import test_strategies as contract
+judged = contract.judge()
+judged.before = lambda number: number == 3 and os.kill(os.getpid(), signal.SIGKILL)
+contract.search(judged, Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_a_map_that_kills_the_process_twice_is_given_up(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "journal"), "surrogate", root]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    judged = judge()
+    study = open_study(tmp_path / "journal", judged.problem, "surrogate", 0)
+    run_search(judged.problem, judged, study, trials=2)  # takes the abandoned trial up, and evaluates none
+    assert not judged.asked
+    while study.ask(space_of(judged.problem)).user_attrs.get("killed") is None:
+        pass
+    (last,) = [t for t in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)) if t.user_attrs.get("killed")]
+    study._storage.set_trial_user_attr(last._trial_id, "bytes", 1)
+    study._storage.set_trial_user_attr(last._trial_id, "predicted_divergence", 0.0)
+    found, _ = search(judged, tmp_path / "journal", "surrogate")
+    (given_up,) = [c for c in found if c.state == "failed"]
+    assert "killed twice" in given_up.reason and given_up.label.startswith("uniform")
+    assert maps([given_up])[0] not in judged.asked
+
+
+def test_half_a_line_at_the_end_of_the_journal_is_no_obstacle(strategy: str, tmp_path: Path) -> None:
+    path, judged = tmp_path / "journal", judge()
+    before, _ = search(judged, path, strategy, trials=6)
+    with open(path, "a") as file:
+        file.write('{"op_code": 6, "wor')
+    found, _ = search(judge(), path, strategy)
+    assert timeless(found)[:6] == timeless(before) and len(found) > 6
+    assert timeless(search(judge(), path, strategy)[0]) == timeless(found), "the journal can be read again"
+
+
+def test_a_finished_search_evaluates_nothing_more(strategy: str, tmp_path: Path) -> None:
+    judged, again = judge(), judge()
+    found, reason = search(judged, tmp_path / "journal", strategy, trials=7)
+    assert reason == "all 7 trials done" and len(found) == 7
+    assert search(again, tmp_path / "journal", strategy, trials=7)[0] == found and not again.asked
+
+
+def test_time_is_a_reason_to_end(strategy: str, tmp_path: Path) -> None:
+    judged = judge()
+    study = open_study(tmp_path / "journal", judged.problem, strategy, 0)
+    found, reason = run_search(judged.problem, judged, study, trials=TRIALS, max_seconds=-1)
+    assert found == [] and reason == "time is up" and not judged.asked
+
+
+def test_each_trial_is_told_at_once(strategy: str, tmp_path: Path) -> None:
+    judged = judge()
+    told: list[int] = []
+    study = open_study(tmp_path / "journal", judged.problem, strategy, 0)
+    run_search(judged.problem, judged, study, trials=6, on_trial=lambda found: told.append(len(found)))
+    assert told == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_best_found_is_at_least_as_good_as_any_starting_map(strategy: str, tmp_path: Path) -> None:
+    found, _ = search(judge(), tmp_path / "journal", strategy)
+    feasible = [c.saving for c in found if c.feasible]
+    assert max(feasible) >= max(c.saving for c in found if c.feasible and c.origin == "enqueued")
+    assert os.path.getsize(tmp_path / "journal") > 0
