@@ -257,7 +257,8 @@ def evaluate(
     shape = " × ".join(str(value) for value in found["shape"].values() if value)
     print(f"{found['metric']:14} {found['value']:.4f}  ({found['items']} items of the {found['split']} split)")
     print(
-        f"{'latency':14} {found['latency_ms']:.2f} ± {found['latency_noise_ms']:.2f} ms  (batch {shape}, {found['threads']} threads)"
+        f"{'latency':14} {found['latency_ms']:.2f} ± {found['latency_noise_ms']:.2f} ms  "
+        f"(batch {shape}, {found['threads']} threads)"
     )
     print(f"{'bytes':14} {found['bytes'] / 1e6:.1f} MB on disk")
     print(f"{'peak memory':14} {found['peak_memory_bytes'] / 1e6:.1f} MB more than the empty process")

@@ -135,10 +135,9 @@ def forward_call(model: nn.Module, task: Task, batch: Batch) -> Callable[[], Non
 
 
 def _device(model: nn.Module) -> torch.device:
-    tensor = next(model.parameters(), None)
-    if tensor is None:
-        tensor = next(model.buffers())
-    return tensor.device
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 def _stack(rows: list[Tensor | None]) -> Tensor:

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from autoquant.artifacts import fingerprint
-from autoquant.errors import UsageError, pick
+from autoquant.artifacts import fingerprint, read_json
+from autoquant.errors import StaleError, UsageError, pick
 from autoquant.models.layers import Inventory, fingerprint_architecture, fingerprint_model, groups, inspect
 from autoquant.models.loading import Loaded, architectures, load_model, resolve, task_for
 from autoquant.runtimes import RUNTIMES, Runtime
@@ -166,6 +167,23 @@ class Session:
     def stage_fingerprint(self, *what: object) -> str:
         """What a stage's file was made from: model, task data, and the settings named."""
         return fingerprint([self.model_fingerprint, self.task.describe(), list(what)])
+
+    def resume_from(self, path: Path, made_from: str) -> dict[str, Any] | None:
+        """The content of a stage's file; None if it is not there.
+
+        Raises:
+            StaleError: it was made from another model, other data or other settings.
+        """
+        if not path.is_file():
+            return None
+        value = read_json(path)
+        if value.get("fingerprint") != made_from:
+            raise StaleError(
+                f"{path} was made from another model, other data or other settings than these. "
+                "Choose another --out folder, or delete the file to have it made again."
+            )
+        self.progress.say(f"  {path.name}: taken from the run folder")
+        return value
 
 
 def versions() -> dict[str, str]:

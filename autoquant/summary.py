@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from autoquant import artifacts
+from autoquant.certification import Certified
 from autoquant.models.layers import block_of
 from autoquant.report import sentence
 from autoquant.schemes import SCHEMES, project
 from autoquant.session import Session, now, versions
 from autoquant.values import Candidate, Layer, Price, Profile
-
-if TYPE_CHECKING:
-    from autoquant.pipeline import Certified
 
 ITEM_WORDS = {
     "retrieval": "query",
@@ -239,7 +237,11 @@ def why(
 def _front(found: list[Candidate]) -> set[int]:
     """Numbers of the candidates that no other beats in both saving and divergence."""
     complete = [c for c in found if c.state == "complete"]
-    return {
-        c.number for c in complete
-        if not any(o.saving >= c.saving and o.divergence <= c.divergence and (o.saving, -o.divergence) > (c.saving, -c.divergence) for o in complete)
-    }  # fmt: skip
+
+    def beaten(c: Candidate) -> bool:
+        return any(
+            o.saving >= c.saving and o.divergence <= c.divergence and (o.saving, -o.divergence) != (c.saving, -c.divergence)
+            for o in complete
+        )
+
+    return {c.number for c in complete if not beaten(c)}

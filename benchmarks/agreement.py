@@ -6,7 +6,8 @@ outputs and the largest difference over the largest output, and for comparison t
 float32 model: the quantization error itself.
 
 With int8 activations the two differ by rounding, and more so in bfloat16: a value between two codes goes up in one and
-down in the other, and a deep model amplifies that. What counts is that the difference stays below the quantization error.
+down in the other, and a deep model amplifies that. What counts is that the difference is no larger than the quantization
+error.
 """
 
 from __future__ import annotations

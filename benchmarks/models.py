@@ -127,8 +127,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="autoquant-models-") as scratch:
         folder = args.out or Path(scratch)
         rows = [run(name, job, args, folder / name) for name, job in jobs.items()]
-    answers = ("verdict", "metric", "float", "drop", "bound", "n", "x float32", "x half", "bytes", "base", "shipped", "maps")
-    print("\n" + table(rows, ["job", *answers]))
+    answers = ["verdict", "metric", "float", "drop", "bound", "n", "x float32", "x half", "bytes", "base", "shipped"]
+    print("\n" + table(rows, ["job", *answers, "maps"]))
     seconds = [{"job": row["job"], **row.get("stages", {}), "wall": row["wall_seconds"]} for row in rows]
     print("\nSeconds of each stage\n" + table(seconds, ["job", "profile", "price", "search", "certify", "wall"]))
     write(args.json, {"budget": args.budget, "seed": args.seed, "jobs": rows})

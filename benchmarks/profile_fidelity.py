@@ -36,6 +36,7 @@ from autoquant.errors import UsageError, pick
 from autoquant.models.layers import Inventory
 from autoquant.profile import measure_profile
 from autoquant.profile.fisher import divergence
+from autoquant.schemes import SCHEMES
 from autoquant.session import Progress, Session
 from autoquant.settings import Settings
 from autoquant.tasks.base import Task, batches
@@ -93,11 +94,9 @@ class Subject:
         self.session = Session(settings, Path(tempfile.gettempdir()), Progress(quiet=True))
         self.model: nn.Module = self.session.model
         self.task: Task = self.session.task
-        every = [l for l in self.session.inventory.layers if l.kind in case.kinds and l.tied_to is None]
+        every = [x for x in self.session.inventory.layers if x.kind in case.kinds and x.tied_to is None]
         self.inventory = Inventory(tuple(every[case.step // 2 :: case.step]), ())
         runtime = self.session.runtime
-        from autoquant.schemes import SCHEMES
-
         self.schemes = {
             layer.name: [name for name in case.schemes if runtime.supports(layer, SCHEMES[name]) is None]
             for layer in self.inventory.layers

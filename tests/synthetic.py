@@ -43,7 +43,10 @@ def make(
 
 @dataclass
 class Judge:
-    """`evaluate` of a synthetic problem: feasible where the true divergence is at most `limit`. Keeps what it was asked."""
+    """`evaluate` of a synthetic problem: feasible where the true divergence is at most `limit`.
+
+    `asked` keeps what it was asked; `before` is called with the number of each question.
+    """
 
     problem: Problem
     limit: float

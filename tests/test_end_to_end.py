@@ -180,7 +180,7 @@ def test_apply_reuses_the_map_on_a_fine_tune(run, workplace, capsys):
     out = capsys.readouterr().out
     assert "not certified" in out
     with safe_open(workplace / "applied" / "model.safetensors", "pt") as file:
-        assert any(file.get_tensor(name).dtype == torch.int8 for name in file.keys())
+        assert any(file.get_tensor(name).dtype == torch.int8 for name in file.keys())  # noqa: SIM118
 
 
 def test_report_renders_again(run, capsys):

@@ -1,8 +1,10 @@
 """What schemes change in one layer's output, with as few products as that takes.
 
-Quantizing the weights and the input of y = W x changes y by ΔW x + W Δx + ΔW Δx. The last part is smaller than one of the
-others by the relative error of a rounded tensor, and is left out. So w weight schemes × a input schemes need w + a
-products and not w · a: the change of a scheme is the sum of its parts, and so is every inner product with it.
+Quantizing the weights and the input of y = W x changes y by ΔW x + W Δx + ΔW Δx. The last part is smaller than the second
+by the relative error of the rounded weight, and is left out. So w weight schemes × a input schemes need w + a products
+and not w · a: the change of a scheme is the sum of its parts, and so is every inner product with it. Against the modules
+themselves, 98 of 100 scores of all-MiniLM-L6-v2 differ by less than 1.5%; the worst by 15%, where one outlier sets the
+scale of the whole input and rounds most of it to zero.
 """
 
 from __future__ import annotations

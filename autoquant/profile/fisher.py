@@ -6,8 +6,8 @@ output by dy, the model's output moves by J dy and KL ≈ ½ (J dy)ᵀ G (J dy) 
 E[u uᵀ] = G, and g = Jᵀ u from one backward pass, ½ E[(g · dy)²] is the same number: one backward serves every scheme.
 
 The textbook u is the score of a label sampled from the model. Here u = B ξ with B Bᵀ = G, one column of B for each
-dimension that the output really has, and random signs ξ = ±1: the same expectation at a much smaller variance, because no
-rare label has to be drawn to be seen. With two labels, or one output, a single u is exact.
+dimension that the output really has, and random signs ξ = ±1: the same expectation at a much smaller variance, because
+no rare label has to be drawn to be seen. With two labels, or one output, a single u is exact.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def responses(gradients: Tensor, changes: Tensor, per_position: bool) -> Tensor:
     Returns:
         (parts, probes, rows), or (parts, probes, rows · positions) if `per_position`.
     """
-    probes, rows, channels = gradients.shape[0], gradients.shape[1], gradients.shape[-1]
-    length = channels if per_position else gradients[0, 0].numel()
+    probes = len(gradients)
+    length = gradients.shape[-1] if per_position else gradients[0, 0].numel()
     left = gradients.reshape(probes, -1, length).permute(1, 0, 2)
     right = changes.reshape(changes.shape[0], -1, length).permute(1, 2, 0)
     return torch.bmm(left, right).permute(2, 1, 0)

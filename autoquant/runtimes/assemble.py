@@ -69,9 +69,7 @@ class Assembler:
             else:
                 weight = self.quantized(layer, scheme.weights, base_dtype)
             scale = self.input_scale(layer.name, dtype) if scheme.is_static else None
-            self._modules[key] = self.runtime.build(
-                layer, scheme, source, weight, base_dtype=dtype, input_scale=scale
-            )
+            self._modules[key] = self.runtime.build(layer, scheme, source, weight, base_dtype=dtype, input_scale=scale)
         return self._modules[key]
 
     def input_scale(self, name: str, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,13 @@ class Int8Linear(nn.Module):
         input_scale: float32 (1,) for a static scheme.
     """
 
+    weight: Tensor
+    weight_scale: Tensor
+    zero_point: Tensor | None
+    bias: Tensor | None
+    bias32: Tensor | None
+    input_scale: Tensor | None
+
     def __init__(
         self, weight: QuantizedTensor, bias: Tensor | None, input: QuantizationArgs | None, dtype: torch.dtype,
         input_scale: Tensor | None,
@@ -151,8 +159,8 @@ class Int8Conv2d(nn.Module):
         input_scale: Tensor | None, module: nn.Module,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.geometry = {name: getattr(module, name) for name in ("stride", "padding", "dilation")}
-        self.kernel_size = module.kernel_size
+        self.geometry: dict[str, Any] = {name: getattr(module, name) for name in ("stride", "padding", "dilation")}
+        self.kernel_size: tuple[int, int] = module.kernel_size  # type: ignore[assignment]
         self.linear = Int8Linear(weight, bias, input, dtype, input_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,6 +188,10 @@ class Int8Embedding(nn.Module):
     Buffers: weight int8 (rows, width); weight_scale (rows, 1) float32; zero_point (rows, 1) float32 or None.
     """
 
+    weight: Tensor
+    weight_scale: Tensor
+    zero_point: Tensor | None
+
     def __init__(self, weight: QuantizedTensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = weight.values.shape
@@ -197,14 +209,19 @@ class Int8Embedding(nn.Module):
 class FloatLayer(nn.Module):
     """A layer in a float dtype that may differ from the base dtype: the input is cast to it and the output back."""
 
-    def __init__(self, layer: Layer, module: nn.Module, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    bias: Tensor | None
+
+    def __init__(
+        self, layer: Layer, module: nn.Module, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.kind = layer.kind
         self.dtype = dtype
         own = weight if layer.kind != "conv2d" else weight.reshape(module.weight.shape)  # type: ignore[arg-type]
         self.weight = nn.Parameter(own, requires_grad=False)
         self.register_buffer("bias", None if bias is None else bias.to(weight.dtype))
-        self.geometry = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups") if hasattr(module, name)}
+        names = ("stride", "padding", "dilation", "groups")
+        self.geometry: dict[str, Any] = {name: getattr(module, name) for name in names if hasattr(module, name)}
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "embedding":

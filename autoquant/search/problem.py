@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoquant.schemes import SCHEMES, project
-from autoquant.values import Group, Price, Profile
+from autoquant.values import Group, Layer, Price, Profile
 
 FLOAT = "float"
 """The option that keeps a group in the base dtype, whatever that is."""
@@ -99,19 +99,23 @@ def make_problem(
         ]  # fmt: skip
         options.append((FLOAT, *fits))
 
+    def member(name: str, layer: Layer, base: str) -> str:
+        return project(SCHEMES[base if name == FLOAT else name], layer.kind).name
+
     def table(values: Mapping[str, Mapping[str, float]], base: str) -> tuple[np.ndarray, ...]:
         return tuple(
-            np.array([
-                sum(values[layer.name][project(SCHEMES[base if name == FLOAT else name], layer.kind).name] for layer in group.layers)
-                for name in names
-            ], float)
+            np.array([sum(values[x.name][member(name, x, base)] for x in group.layers) for name in names], float)
             for group, names in zip(groups, options, strict=True)
-        )  # fmt: skip
+        )
+
+    def divergences(group: Group, name: str) -> float:
+        if name == FLOAT:
+            return 0.0
+        return sum(profile.scores[layer.name][member(name, layer, name)] for layer in group.layers)
 
     scores = tuple(
-        np.array([0.0 if name == FLOAT else sum(profile.scores[layer.name][project(SCHEMES[name], layer.kind).name] for layer in group.layers) for name in names])
-        for group, names in zip(groups, options, strict=True)
-    )  # fmt: skip
+        np.array([divergences(group, name) for name in names]) for group, names in zip(groups, options, strict=True)
+    )
     searched = tuple(price.layer_ms)
     floats = {layer.name: "float32" for group in groups for layer in group.layers}
     return Problem(

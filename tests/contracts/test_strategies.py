@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +16,7 @@ from autoquant.values import Candidate
 from tests import synthetic
 from tests.synthetic import Judge
 
-TRIALS = 14
+TRIALS = 10
 
 
 @pytest.fixture(params=STRATEGIES)
@@ -33,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
-def judge(groups: int = 5, limit: float = 0.03) -> Judge:
+def judge(groups: int = 4, limit: float = 0.03) -> Judge:
     return Judge(synthetic.make(groups), limit)
 
 
@@ -90,7 +87,7 @@ def test_all_starting_maps_are_evaluated_even_if_nothing_is_left_to_propose(stra
 
 
 def test_a_failing_map_is_recorded_with_its_reason_and_the_search_goes_on(strategy: str, tmp_path: Path) -> None:
-    errors = {3: MemoryError("too large"), 5: RuntimeError("no kernel"), 7: KeyError("weight")}
+    errors = {3: MemoryError("too large"), 4: RuntimeError("no kernel"), 6: KeyError("weight")}
 
     def fail(number: int) -> None:
         if number in errors:
@@ -99,9 +96,9 @@ def test_a_failing_map_is_recorded_with_its_reason_and_the_search_goes_on(strate
     judged = replace(judge(), before=fail, asked=[])
     found, _ = search(judged, tmp_path / "journal", strategy)
     failed = {c.number + 1: c.reason for c in found if c.state == "failed"}
-    assert failed == {3: "MemoryError: too large", 5: "RuntimeError: no kernel", 7: "KeyError: 'weight'"}
+    assert failed == {3: "MemoryError: too large", 4: "RuntimeError: no kernel", 6: "KeyError: 'weight'"}
     assert not any(c.feasible for c in found if c.state == "failed")
-    assert maps(found) == judged.asked and len(found) > 7
+    assert maps(found) == judged.asked and len(found) > 6
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -133,7 +130,7 @@ def test_ctrl_c_leaves_the_study_usable_and_the_map_comes_again(strategy: str, t
     assert all(c.state == "complete" for c in found) and len(found) <= TRIALS
 
 
-@pytest.mark.parametrize("after", [0, 1, 4, 8])
+@pytest.mark.parametrize("after", [0, 1, 7])
 def test_a_killed_search_resumes_without_losing_or_repeating_a_map(strategy: str, after: int, tmp_path: Path) -> None:
     path = tmp_path / "journal"
     killed, again = judge(), judge()
@@ -153,43 +150,30 @@ def test_a_killed_search_resumes_without_losing_or_repeating_a_map(strategy: str
 
 def test_a_trial_that_died_before_its_map_was_decided_is_harmless(strategy: str, tmp_path: Path) -> None:
     judged = judge()
-    search(judged, tmp_path / "journal", strategy, trials=8)
+    search(judged, tmp_path / "journal", strategy, trials=7)
     study = open_study(tmp_path / "journal", judged.problem, "random", 0)
     trial = study.ask()
     trial.suggest_categorical("layer0", judged.problem.options[0])
     found, _ = search(judge(), tmp_path / "journal", strategy)
-    assert len(found) >= 8 and all(c.state == "complete" for c in found)
+    assert len(found) >= 7 and all(c.state == "complete" for c in found)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from tests.contracts import test_strategies as contract
-judged = contract.judge()
-judged.before = lambda number: number == 3 and os.kill(os.getpid(), signal.SIGKILL)
-contract.search(judged, Path(sys.argv[1]), sys.argv[2])
-"""
-
-
-def test_a_map_that_kills_the_process_twice_is_given_up(tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[2])
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "journal"), "surrogate", root]
-    done = subprocess.run(command, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+def test_a_map_that_kills_the_process_twice_is_given_up(strategy: str, tmp_path: Path) -> None:
     judged = judge()
-    study = open_study(tmp_path / "journal", judged.problem, "surrogate", 0)
-    run_search(judged.problem, judged, study, trials=2)  # takes the abandoned trial up, and evaluates none
-    assert not judged.asked
-    while study.ask(space_of(judged.problem)).user_attrs.get("killed") is None:
-        pass
-    (last,) = [t for t in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)) if t.user_attrs.get("killed")]
-    study._storage.set_trial_user_attr(last._trial_id, "bytes", 1)
-    study._storage.set_trial_user_attr(last._trial_id, "predicted_divergence", 0.0)
-    found, _ = search(judged, tmp_path / "journal", "surrogate")
+
+    def die(number: int) -> None:
+        if judged.asked[-1][1][0][1] == "int8-channel-sym":
+            raise SystemExit  # as good as killed: nothing is recorded of the map
+
+    judged.before = die
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            search(judged, tmp_path / "journal", strategy, trials=7)
+    judged.before = lambda number: None
+    found, _ = search(judged, tmp_path / "journal", strategy, trials=7)
     (given_up,) = [c for c in found if c.state == "failed"]
     assert "killed twice" in given_up.reason and given_up.label.startswith("uniform")
-    assert maps([given_up])[0] not in judged.asked
+    assert len(judged.asked) == len(set(judged.asked)) + 1 == len(found) + 1
 
 
 def test_half_a_line_at_the_end_of_the_journal_is_no_obstacle(strategy: str, tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def _library() -> ctypes.CDLL | None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 built = Path(scratch) / "kernels.so"
-                subprocess.run([compiler, *_FLAGS, str(_SOURCE), "-o", str(built), "-lm"], check=True, capture_output=True)
+                subprocess.run(
+                    [compiler, *_FLAGS, str(_SOURCE), "-o", str(built), "-lm"], check=True, capture_output=True
+                )
                 os.replace(built, target)
         library = ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError):
@@ -69,7 +71,9 @@ def available(dtype: torch.dtype = torch.float32) -> bool:
     return dtype in _SUFFIX and _library() is not None
 
 
-def quantize_rows(x: Tensor, *, scale: Tensor | None, per_row: bool, with_sums: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def quantize_rows(
+    x: Tensor, *, scale: Tensor | None, per_row: bool, with_sums: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `schemes.quantize_input` on a contiguous CPU matrix (rows, cols), and the sum of each row's codes.
 
     Args:

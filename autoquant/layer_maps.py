@@ -1,0 +1,48 @@
+"""The layer map of a candidate: its schemes, and what they were found on."""
+
+from __future__ import annotations
+
+import torch
+
+from autoquant.checkpoint import format_for
+from autoquant.session import Session, now
+from autoquant.values import Candidate, LayerMap, Profile
+
+
+def make_map(session: Session, candidate: Candidate, profile: Profile) -> LayerMap:
+    """The layer map of a candidate, with what it was found on."""
+    task = session.task.describe()
+    static = {name for name, scheme in candidate.layers.items() if scheme.endswith("/a8-static")}
+    return LayerMap(
+        layers=dict(candidate.layers),
+        base_dtype=candidate.base_dtype,
+        groups=tuple(tuple(layer.name for layer in group.layers) for group in session.groups if len(group.layers) > 1),
+        input_absmax={name: value for name, value in input_absmax(profile).items() if name in static},
+        format=format_for(session.inventory.layers, candidate.layers, candidate.base_dtype, model=session.model),
+        model={
+            "name": session.loaded.source,
+            "class": type(session.model).__name__,
+            "fingerprint": session.model_fingerprint,
+            "architecture": session.architecture_fingerprint,
+        },
+        found_on={
+            "task": task,
+            "hardware": session.runtime.description(),
+            "runtime": session.runtime.name,
+            "threads": torch.get_num_threads(),
+            "shape": {"batch_size": session.settings.batch_size, "seq_len": session.seq_len},
+            "budget": {
+                "drop": session.budget.drop,
+                "relative": session.budget.relative,
+                "confidence": session.budget.confidence,
+            },
+            "objective": session.settings.objective,
+            "space": session.space.name,
+            "seed": session.settings.seed,
+            "date": now(),
+        },
+    )
+
+
+def input_absmax(profile: Profile) -> dict[str, float]:
+    return {name: stat.input_absmax for name, stat in profile.stats.items() if stat.input_absmax is not None}

@@ -1,0 +1,136 @@
+"""What is proposed next, given what was seen."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoquant.search import open_study, run_search
+from autoquant.search.problem import Choice, Problem
+from autoquant.search.sampler import Exhausted, Seen, allowances, from_params, promise, propose, space_of, to_params
+from tests import synthetic
+from tests.synthetic import Judge
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+def seen(problem: Problem, base: str, choice: Choice, margin: float, divergence: float | None = None) -> Seen:
+    score = problem.score(choice)
+    return Seen(base, choice, promise(problem, base, choice), margin, score if divergence is None else divergence, score)
+
+
+def untried(problem: Problem, *trials: Seen) -> dict[str, list[Choice]]:
+    return {base: [s.choice for s in trials if s.base == base] for base in problem.base_dtypes}
+
+
+def test_parameters_name_a_map_and_back() -> None:
+    problem = synthetic.make(3)
+    problem = replace(problem, options=(problem.options[0], ("float",), problem.options[2]))
+    params = to_params(problem, "bfloat16", (2, 0, 1))
+    assert from_params(problem, params) == ("bfloat16", (2, 0, 1))
+    assert params.keys() == space_of(problem).keys() == {"base_dtype", "layer0", "layer2"}
+
+
+def allowed_next(problem: Problem, *trials: Seen) -> list[float]:
+    return list(allowances(problem, trials, np.zeros(len(problem.groups)), dict.fromkeys(problem.base_dtypes, 0.0)))
+
+
+def test_everything_is_allowed_until_something_fails() -> None:
+    problem = synthetic.make(3)
+    assert allowed_next(problem) == [math.inf]
+    assert allowed_next(problem, seen(problem, "float32", (3, 3, 3), -1)) == [math.inf]
+
+
+def test_between_pass_and_fail_the_middle_is_allowed_first_and_then_more() -> None:
+    problem = synthetic.make(3)
+    passed, failed = seen(problem, "float32", (1, 1, 1), -1), seen(problem, "float32", (3, 3, 3), 1)
+    low, high = problem.score((1, 1, 1)), problem.score((3, 3, 3))
+    found = allowed_next(problem, passed, failed)
+    assert found[0] == pytest.approx(math.sqrt(low * high))
+    assert found == sorted(found) and low < found[0] and found[-1] < high < 1.06 * found[-1]
+
+
+def test_when_nothing_passed_the_allowance_falls_steeply() -> None:
+    problem = synthetic.make(3)
+    (first, *_) = allowed_next(problem, seen(problem, "float32", (3, 3, 3), 1))
+    assert first < 0.1 * problem.score((3, 3, 3))
+
+
+def test_ends_that_have_met_allow_what_has_passed() -> None:
+    problem = synthetic.make(3)
+    scores = tuple(np.array([0, 1.0, 1.01, 1.02]) for _ in range(3))
+    problem = replace(problem, scores=scores)
+    found = allowed_next(problem, seen(problem, "float32", (1, 1, 1), -1), seen(problem, "float32", (3, 3, 3), 1))
+    assert found == [pytest.approx(3.0)]
+
+
+def test_a_lucky_pass_above_a_failure_does_not_end_the_search() -> None:
+    problem = synthetic.make(3)
+    trials = [seen(problem, "float32", (1, 1, 1), 1), seen(problem, "float32", (2, 1, 1), -1), seen(problem, "float32", (3, 3, 3), 1)]
+    base, choice = propose(problem, trials, untried(problem, *trials))
+    assert choice not in [t.choice for t in trials if t.base == base]
+
+
+def test_the_first_proposal_is_the_greatest_promise() -> None:
+    problem = synthetic.make(3)
+    base, choice = propose(problem, [], untried(problem))
+    assert base == "bfloat16" and all(choice)
+
+
+def test_a_better_map_just_below_the_failure_is_still_found() -> None:
+    """The middle between pass and fail is a gap without maps: the search must look higher before it gives up."""
+    problem = synthetic.make(1, bases=("float32",))
+    problem = replace(problem, scores=(np.array([0, 1.0, 9.0, 10.0]),))
+    passed, failed = seen(problem, "float32", (1,), -1), seen(problem, "float32", (3,), 1)
+    assert propose(problem, [passed, failed], untried(problem, passed, failed)) == ("float32", (2,))
+
+
+def test_a_base_dtype_pays_for_what_it_adds_itself() -> None:
+    problem = synthetic.make(3)
+    big = problem.score((3, 3, 3))
+    trials = [seen(problem, "float32", (0, 0, 0), -1, 0.0), seen(problem, "bfloat16", (0, 0, 0), 1, 2 * big)]
+    base, _ = propose(problem, trials, untried(problem, *trials))
+    assert base == "float32"
+
+
+def test_a_base_dtype_that_does_not_hold_its_promise_is_left_for_one_that_does() -> None:
+    problem = synthetic.make(4)
+    slow = [replace(seen(problem, "bfloat16", (i, i, i, i), -1), saving=promise(problem, "bfloat16", (i,) * 4) / 3) for i in (1, 2)]
+    kept = seen(problem, "float32", (1, 1, 1, 1), -1)
+    base, _ = propose(problem, [*slow, kept], untried(problem, *slow, kept))
+    assert base == "float32"
+
+
+def test_the_end_is_when_nothing_promises_more() -> None:
+    problem = synthetic.make(2, bases=("float32",))
+    best = replace(seen(problem, "float32", (3, 3), -1), saving=1e9)
+    with pytest.raises(Exhausted):
+        propose(problem, [best], untried(problem, best))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_the_planted_optimum_is_found_when_the_aggressive_side_fails(seed: int, share: float, tmp_path: Path) -> None:
+    problem = synthetic.make(4, seed=seed)
+    judged = Judge(problem, share * problem.score((3, 3, 3, 3)))
+    found, _ = run_search(problem, judged, open_study(tmp_path / "journal", problem, "surrogate", 0), trials=30)
+    best = max(c.saving for c in found if c.feasible)
+    assert any(c.state == "complete" and not c.feasible for c in found)
+    assert best >= 0.98 * judged.best()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_optimum_is_found_when_profile_and_prices_are_wrong(seed: int, tmp_path: Path) -> None:
+    problem = synthetic.make(4, seed=seed)
+    theta = np.random.default_rng(seed).normal(0, 0.6, 4)
+    judged = Judge(problem, 0.15 * problem.score((3, 3, 3, 3), theta), theta, {"bfloat16": 1e-4}, {"bfloat16": 1.15})
+    found, _ = run_search(problem, judged, open_study(tmp_path / "journal", problem, "surrogate", 0), trials=30)
+    assert max(c.saving for c in found if c.feasible) >= 0.97 * judged.best()
