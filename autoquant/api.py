@@ -209,6 +209,10 @@ def evaluate(
     name = task if isinstance(task, str) else task_for(path) if data else "retrieval"
     if name not in TASKS:
         raise UsageError(f"Say what the model is judged by: --task, one of {', '.join(TASKS)}.")
+    if name == "fidelity":
+        raise UsageError(
+            "Fidelity compares a quantized model with its float model; 'autoquant search --task fidelity' does."
+        )
     model = load(path, trust_remote_code=trust_remote_code)
     built = make(name, None if data is None else str(data), load_processor(path), model=model, **options)
     del model

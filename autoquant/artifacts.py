@@ -31,11 +31,12 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         AutoquantError: the disk is full, or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -45,7 +46,8 @@ def atomic(path: Path) -> Iterator[Path]:
             "or choose another --out folder, then continue with --resume."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -101,7 +103,9 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    return value.item() if hasattr(value, "item") and getattr(value, "size", 2) == 1 else value
+    if hasattr(value, "item") and hasattr(value, "shape") and math.prod(value.shape) == 1:
+        return _finite(value.item())  # a scalar of numpy or torch
+    return value
 
 
 def fingerprint(value: Any) -> str:

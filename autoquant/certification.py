@@ -66,24 +66,19 @@ def certify_stage(session: Session, profile: Profile, found: list[Candidate], ha
     reference = measure(session, "float32", None)
     expected = _load_values(reference)
     rungs: list[Rung] = []
-    for number, (label, layer_map) in enumerate(maps):
-        path = session.folder / "candidates" / f"{number}"
+    for label, layer_map in maps:
+        key = artifacts.fingerprint([layer_map.base_dtype, layer_map.layers, layer_map.input_absmax])[:8]
+        path = session.folder / "candidates" / key
         if not path.is_dir():
             write_rung(session, layer_map, path)
-        stopped = bool(rungs) and rungs[-1].verdict is not None and rungs[-1].verdict.status != "PASS"
+        stopped = any(rung.verdict is not None and rung.verdict.status != "PASS" for rung in rungs)
         if stopped and not is_half(layer_map, half):
             continue
-        answer = measure(session, f"map-{number}", path)
+        answer = measure(session, f"map-{key}", path)
         verdict = None  # after a rung that did not pass, half precision is measured to be shipped, not judged
         if not stopped:
-            verdict = judge(
-                session.task,
-                "certification",
-                expected,
-                _load_values(answer),
-                session.budget,
-                seed=session.settings.seed,
-            )
+            values, seed = _load_values(answer), session.settings.seed
+            verdict = judge(session.task, "certification", expected, values, session.budget, seed=seed)
             session.progress.say(
                 f"  certify {label}: {verdict.status}, drop {verdict.drop:+.5f}, at most {verdict.upper_bound:.5f}"
             )
@@ -146,8 +141,9 @@ def _measure_here(session: Session, name: str, path: Path | None, folder: Path) 
     model = session.model if path is None else load(path, model=copy.deepcopy(session.model), runtime=session.runtime)
     reference = None if path is None else torch.from_numpy(np.load(folder / "float32.npz")["reduced"])
     found = evaluate_split(
-        model, session.task, "certification", batch_size=session.settings.eval_batch_size, reference=reference
-    )
+        model, session.task, "certification", batch_size=session.settings.eval_batch_size, reference=reference,
+        is_reference=path is None,
+    )  # fmt: skip
     with artifacts.atomic(folder / f"{name}.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, values=found.values, reduced=found.reduced.numpy())
     return {

@@ -318,11 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _interrupted() -> int:
-    print(
-        "\nInterrupted. The best map so far is in layer_map.yaml of the run folder (not certified yet). "
-        "Continue: autoquant search --resume RUN",
-        file=sys.stderr,
-    )
+    print("interrupted", file=sys.stderr)
     return 130
 
 

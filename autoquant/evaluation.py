@@ -41,6 +41,7 @@ def evaluate_split(
     *,
     batch_size: int = 32,
     reference: Tensor | None = None,
+    is_reference: bool = False,
     observe: Callable[[int, Tensor, Batch], None] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     notify: Notify = lambda message: None,
@@ -49,6 +50,7 @@ def evaluate_split(
 
     Args:
         reference: `reduced` of the float32 model.
+        is_reference: `model` is that float32 model itself.
         observe: is called with (batch number, output, batch).
 
     Raises:
@@ -85,7 +87,7 @@ def evaluate_split(
             done += 1
             progress(sum(map(len, plan[:done])), total)
     stacked = _stack(kept)
-    values = task.score(split, stacked, reference)
+    values = task.score(split, stacked, stacked if is_reference else reference)
     return Evaluation(values, task.aggregate(split, values), stacked, batch_size, time.perf_counter() - start)
 
 

@@ -104,10 +104,24 @@ def search_stage(session: Session, profile: Profile, price: Price) -> tuple[list
 
 
 def run(session: Session) -> dict[str, Any]:
+    """All stages, as `run_stages`; an interruption says where the run is and how to go on."""
+    session.folder.mkdir(parents=True, exist_ok=True)
+    session.progress.say(
+        f"Run     {session.folder} (kill it at any moment; go on with: autoquant search --resume {session.folder})"
+    )
+    try:
+        return run_stages(session)
+    except KeyboardInterrupt:
+        found = session.folder / MAP
+        best = f"The best map so far is in {found}, not certified yet. " if found.is_file() else ""
+        session.progress.say(f"Interrupted. {best}Go on with: autoquant search --resume {session.folder}")
+        raise
+
+
+def run_stages(session: Session) -> dict[str, Any]:
     """All stages; returns the report (also in `report.json`). See `search` in `autoquant.api` for the folder's content."""
     say = session.progress.say
     stages: dict[str, float] = {}
-    session.folder.mkdir(parents=True, exist_ok=True)
     parameters = sum(p.numel() for p in session.model.parameters())
     say(f"Model   {session.loaded.source}: {type(session.model).__name__}, {parameters / 1e6:.1f}M parameters")
     splits = ", ".join(f"{session.task.items(split)} {split}" for split in SPLITS)
@@ -185,7 +199,7 @@ def announce_power(session: Session) -> None:
         session.progress.say(
             f"Power   {n} items settle a budget of {budget.drop:g} if up to {min(1, share):.0%} change by 1 (80% power)"
         )
-        if share < 0.05:
+        if share < 0.02:
             needed = math.ceil(6.18 * 0.1 / budget.drop**2)
             session.progress.note(
                 f"{n} certification items are few for a budget of {budget.drop:g}: about {needed} settle it if 10% change."

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, need, parser, table, write
-
 import torch
+from common import ROOT, need, parser, table, write
 from torch import Tensor
 
 from autoquant.checkpoint import format_for, write_checkpoint
@@ -94,7 +93,17 @@ def layer_map(inventory: Inventory, schemes: tuple[str, ...], base: str) -> Laye
 def outputs(script: str, folder: Path, case: Case, threads: int, inputs: Path) -> Tensor:
     """What a fresh process computes. Exits with its last lines if it fails."""
     result = folder / "output.pt"
-    line = [sys.executable, "-c", script, str(folder), case.auto_class, case.output, str(threads), str(inputs), str(result)]
+    line = [
+        sys.executable,
+        "-c",
+        script,
+        str(folder),
+        case.auto_class,
+        case.output,
+        str(threads),
+        str(inputs),
+        str(result),
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if script is OURS:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -133,7 +142,9 @@ def run_case(name: str, case: Case, args: Any, scratch: Path) -> list[dict[str, 
     for base in args.bases:
         for kind, schemes in MAPS.items():
             folder = scratch / f"{name}-{base}-{kind}"
-            written = write_checkpoint(loaded.model, layer_map(inventory, schemes, base), folder, source=args.models / name)
+            written = write_checkpoint(
+                loaded.model, layer_map(inventory, schemes, base), folder, source=args.models / name
+            )
             row: dict[str, Any] = {"model": name, "base": base, "map": kind, "format": written["format"]}
             try:
                 begin = time.perf_counter()

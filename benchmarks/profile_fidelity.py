@@ -9,6 +9,8 @@ For each model, on the same calibration rows:
 - ratio: score / truth, median and 10th to 90th percentile;
 - joint: predicted / measured divergence of random maps, predicted by the sum of the scores, and by the sum of the truth
   (which says how much of the error is interaction between layers);
+- a causal language model is also scored in the two plain ways of squaring responses: each token's by itself, and the
+  sum over the sequence (see `autoquant/profile/fisher.py`, `responses`);
 - cost: seconds of `measure_profile` / seconds of one float forward pass of the same rows / number of schemes, both in
   this process; `passes` is what the profile says of itself (`Profile.forwards` / number of schemes).
 
@@ -24,10 +26,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import need, parser, table, write
-
 import numpy as np
 import torch
+from common import need, parser, table, write
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -148,7 +149,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"p10": float(low), "median": float(middle), "p90": float(high)}
 
 
-def compare(profile: Profile, truth: Truth, maps: Sequence[tuple[Layers, float]], names: Sequence[str]) -> dict[str, Any]:
+def compare(
+    profile: Profile, truth: Truth, maps: Sequence[tuple[Layers, float]], names: Sequence[str]
+) -> dict[str, Any]:
     """The figures of one profile against the truth."""
     pairs = [pair for pair, value in truth.items() if value > 0]
     true = np.array([truth[pair] for pair in pairs])
@@ -193,9 +196,15 @@ def run_case(
         begin = time.perf_counter()
         profiles[label] = (subject.profile(**options), time.perf_counter() - begin)
     begin = time.perf_counter()
-    truth = {pair: subject.measured({pair[0]: pair[1]}) for pair in tqdm(pairs, desc="brute force", leave=False)}
+    truth = {
+        pair: subject.measured({pair[0]: pair[1]})
+        for pair in tqdm(pairs, desc="brute force", leave=False, disable=None)
+    }
     brute_seconds = time.perf_counter() - begin
-    maps = [(m, subject.measured(m)) for m in tqdm(random_maps(subject, args.maps, args.seed), desc="random maps", leave=False)]
+    maps = [
+        (m, subject.measured(m))
+        for m in tqdm(random_maps(subject, args.maps, args.seed), desc="random maps", leave=False, disable=None)
+    ]
     true_sum = spread([sum(truth[pair] for pair in layers.items()) / joint for layers, joint in maps])
     rows, found = [], {}
     for label, (profile, seconds) in profiles.items():
@@ -248,6 +257,10 @@ def main() -> None:
         if args.rows:
             case = Case(**{**case.__dict__, "rows": args.rows})
         variants: dict[str, dict[str, Any]] = {f"{probes} probes": {"probes": probes} for probes in args.probes}
+        if case.task == "causal-lm":
+            for reach, label in ((1, "each token squared"), (None, "sequence summed")):
+                for probes in args.probes:
+                    variants[f"{probes} probes, {label}"] = {"probes": probes, "reach": reach}
         found[name] = run_case(name, case, args, variants)
     write(args.json, {"cases": found})
 

@@ -10,6 +10,9 @@ from autoquant.certify.bounds import Bound, betting_bounds, bootstrap_bounds, it
 from autoquant.tasks.base import Task
 from autoquant.values import Budget, Verdict
 
+ROUNDING = 1e-12
+"""1 - 0.99 is a little more than 0.01 in floats; a drop of 0.01 is within a budget of 0.01 all the same."""
+
 
 def paired_drop(task: Task, split: str, reference: np.ndarray, values: np.ndarray, budget: Budget, index=None) -> float:
     """How much worse `values` are than `reference`, in the budget's unit; positive is worse.
@@ -58,9 +61,9 @@ def judge(
         bound = bootstrap_bounds(
             lambda index: paired_drop(task, split, reference, values, budget, index), n, level, seed
         )
-    if bound.upper <= budget.drop:
+    if bound.upper <= budget.drop + ROUNDING:
         status = "PASS"
-    elif bound.lower > budget.drop:
+    elif bound.lower > budget.drop + ROUNDING:
         status = "FAIL"
     else:
         status = "INCONCLUSIVE"

@@ -90,6 +90,7 @@ def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:
     ) as bar:
         found = evaluate_split(
             model, task, job["split"], batch_size=job["batch_size"], reference=reference,
+            is_reference=bool(job["model"].get("float")),
             progress=advance, notify=lambda text: tqdm.write(text, file=sys.stdout),
         )  # fmt: skip
     values = Path(job["out"]).with_suffix(".npz")

@@ -14,7 +14,12 @@ from transformers.pytorch_utils import Conv1D
 from autoquant.errors import ModelError
 from autoquant.values import Group, Layer, Skipped
 
-_KIND_OF: dict[type[nn.Module], str] = {nn.Linear: "linear", Conv1D: "conv1d", nn.Embedding: "embedding", nn.Conv2d: "conv2d"}
+_KIND_OF: dict[type[nn.Module], str] = {
+    nn.Linear: "linear",
+    Conv1D: "conv1d",
+    nn.Embedding: "embedding",
+    nn.Conv2d: "conv2d",
+}
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
 """Sibling projections that serving engines (vLLM, for one) fuse into one product."""
@@ -127,18 +132,22 @@ def cast_floats(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Buffers that no checkpoint holds (rotary frequencies) and modules that the model wants in float32 keep their dtype.
     """
-    keep = tuple(getattr(model, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
-    keep += tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            full = f"{prefix}.{name}"
-            if parameter.is_floating_point() and not any(part in full.split(".") for part in keep):
+            if parameter.is_floating_point() and not keeps_dtype(model, f"{prefix}.{name}", dtype):
                 parameter.data = parameter.data.to(dtype)
         transient = module._non_persistent_buffers_set
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point() and name not in transient:
                 setattr(module, name, buffer.to(dtype))
     return model
+
+
+def keeps_dtype(model: nn.Module, parameter: str, dtype: torch.dtype) -> bool:
+    """Whether the model wants the parameter of this name in float32 when everything else is cast to `dtype`."""
+    keep = tuple(getattr(model, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
+    keep += tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    return any(part in parameter.split(".") for part in keep)
 
 
 def _reason_to_skip(module: nn.Module) -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 
-from autoquant.models.layers import Inventory, get_module
-from autoquant.schemes import SCHEMES, dtype_bytes, layer_bytes, project
+from autoquant.models.layers import Inventory, get_module, keeps_dtype
+from autoquant.schemes import SCHEMES, layer_bytes, project
 
 
 def price_bytes(
@@ -28,13 +29,16 @@ def price_bytes(
 
 
 def other_bytes(model: nn.Module, inventory: Inventory, base_dtype: str) -> int:
-    """Bytes of the parameters and persistent buffers that belong to no layer; floats in the base dtype."""
+    """Bytes of the parameters and persistent buffers that belong to no layer; floats in the base dtype, but for those
+    that the model wants in float32."""
+    dtype = getattr(torch, base_dtype)
     owned = {id(p) for layer in inventory.layers for p in get_module(model, layer.name).parameters(recurse=False)}
     seen: set[int] = set()
     total = 0
-    for tensor in model.state_dict(keep_vars=True).values():
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in owned or id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        total += tensor.numel() * (dtype_bytes(base_dtype) if tensor.is_floating_point() else tensor.element_size())
+        cast = tensor.is_floating_point() and not (isinstance(tensor, nn.Parameter) and keeps_dtype(model, name, dtype))
+        total += tensor.numel() * (dtype.itemsize if cast else tensor.element_size())
     return total

@@ -10,6 +10,7 @@ scale of the whole input and rounds most of it to zero.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from autoquant.runtimes.assemble import Assembler
 from autoquant.schemes import SCHEMES, dequantize, project, quantize_input
 from autoquant.values import Layer, QuantizationArgs
 
+T = TypeVar("T")
 Part = str | QuantizationArgs
 """The name of a scheme, whose whole change it is, or the quantization of the input alone."""
 
@@ -49,21 +51,28 @@ def output_changes(
         some of `parts`, and their changes (parts, rows, …, out).
     """
     at_once = max(1, room // (4 * max(1, y.numel(), layer.params)))
-    for compute, chosen in (
-        (_of_weights, [part for part in parts if isinstance(part, str) and _is_product(layer, part)]),
-        (_of_input, [part for part in parts if isinstance(part, QuantizationArgs)]),
-        (_of_module, [part for part in parts if isinstance(part, str) and not _is_product(layer, part)]),
-    ):
-        for first in range(0, len(chosen), at_once):
-            some = chosen[first : first + at_once]
-            yield some, compute(layer, source, some, assembler, x, y)
+    inputs = [part for part in parts if isinstance(part, QuantizationArgs)]
+    names = [part for part in parts if isinstance(part, str)]
+    weights = [name for name in names if _is_product(layer, name)]
+    for some in _slices(weights, at_once):
+        yield list(some), _of_weights(layer, source, some, assembler, x, y)
+    for each in _slices(inputs, at_once):
+        yield list(each), _of_input(layer, source, each, assembler, x, y)
+    for some in _slices([name for name in names if name not in weights], at_once):
+        yield list(some), _of_module(layer, some, assembler, x, y)
+
+
+def _slices(values: Sequence[T], at_once: int) -> list[Sequence[T]]:
+    return [values[first : first + at_once] for first in range(0, len(values), at_once)]
 
 
 def _is_product(layer: Layer, name: str) -> bool:
     return layer.kind in ("linear", "conv1d") and SCHEMES[name].weights is not None and SCHEMES[name].input is None
 
 
-def _of_weights(layer: Layer, source: nn.Module, parts: Sequence[str], assembler: Assembler, x: Tensor, y: Tensor) -> Tensor:
+def _of_weights(
+    layer: Layer, source: nn.Module, parts: Sequence[str], assembler: Assembler, x: Tensor, y: Tensor
+) -> Tensor:
     """x ΔWᵀ of all parts in one product."""
     weight = weight_matrix(source).detach().float()
     deltas = x.new_empty(len(parts), *weight.shape)
@@ -87,7 +96,7 @@ def _of_input(
     return (errors.flatten(0, -2) @ weight_matrix(source).detach().float().t()).view(len(parts), *y.shape)
 
 
-def _of_module(layer: Layer, source: nn.Module, parts: Sequence[str], assembler: Assembler, x: Tensor, y: Tensor) -> Tensor:
+def _of_module(layer: Layer, parts: Sequence[str], assembler: Assembler, x: Tensor, y: Tensor) -> Tensor:
     """Output of the runtime's own module less `y`."""
     changes = y.new_empty(len(parts), *y.shape)
     for change, name in zip(changes, parts, strict=True):

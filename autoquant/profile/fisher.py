@@ -63,35 +63,54 @@ def divergence(output: Tensor, reference: Tensor, kind: str) -> Tensor:
     return (output - reference).square().sum(-1) / 2
 
 
-def squared_response(gradients: Tensor, changes: Tensor, per_position: bool) -> Tensor:
+def squared_response(gradients: Tensor, changes: Tensor, per_position: bool, reach: int | None = 1) -> Tensor:
     """½ Σ (g · dy)² averaged over probes: the inner product over channels and, unless every position is an output, over
     positions before it is squared.
 
     Args:
         gradients: (probes, rows, …, channels). changes: (schemes, rows, …, channels).
+        reach: with `per_position`, see `responses`.
 
     Returns:
         (schemes,) float64.
     """
-    return half_square(responses(gradients, changes, per_position))
+    return half_square(responses(gradients, changes, per_position, reach))
 
 
-def responses(gradients: Tensor, changes: Tensor, per_position: bool) -> Tensor:
-    """The inner products g · dy that `half_square` squares; linear in the changes.
+def responses(gradients: Tensor, changes: Tensor, per_position: bool, reach: int | None = 1) -> Tensor:
+    """Inner products g · dy, in the sums that `half_square` squares; linear in the changes.
+
+    Where every position is an output of its own, each output's response is the sum over all positions of a layer that it
+    depends on, but one backward pass gives the outputs' responses mixed, with random signs. Squaring the sum over the
+    whole sequence is right on average and noisy; squaring each position by itself is steady, but leaves out that errors
+    at different positions add up (values) or cancel (keys). Between them, with `reach` > 1: the part of the change that
+    all positions of a row share is summed over the row, and of the rest the products of positions up to `reach` apart
+    count, fading linearly with the distance (Bartlett's window: a running sum, squared, over its length).
 
     Args:
         gradients: (probes, rows, …, channels). changes: (parts, rows, …, channels).
+        reach: with `per_position`: 1 squares each position by itself, None the sum over the whole sequence.
 
     Returns:
-        (parts, probes, rows), or (parts, probes, rows · positions) if `per_position`.
+        (parts, probes, sums).
     """
-    probes = len(gradients)
-    length = gradients.shape[-1] if per_position else gradients[0, 0].numel()
+    parts, probes, rows, channels = len(changes), len(gradients), gradients.shape[1], gradients.shape[-1]
+    whole = not per_position or reach is None
+    length = gradients[0, 0].numel() if whole else channels
     left = gradients.reshape(probes, -1, length).permute(1, 0, 2)
-    right = changes.reshape(changes.shape[0], -1, length).permute(1, 2, 0)
-    return torch.bmm(left, right).permute(2, 1, 0)
+    right = changes.reshape(parts, -1, length).permute(1, 2, 0)
+    dots = torch.bmm(left, right).permute(2, 1, 0)  # (parts, probes, rows) or (parts, probes, rows · positions)
+    if whole or reach == 1:
+        return dots
+    assert reach is not None
+    shared = changes.reshape(parts, rows, -1, channels).mean(2).permute(1, 2, 0)  # (rows, channels, parts)
+    by_row = gradients.reshape(probes, rows, -1, channels).transpose(0, 1).flatten(1, 2)
+    of_shared = torch.bmm(by_row, shared).view(rows, probes, -1, parts).permute(3, 1, 0, 2)
+    rest = dots.view(of_shared.shape) - of_shared
+    running = torch.nn.functional.pad(rest, (reach - 1, reach - 1)).unfold(-1, reach, 1).sum(-1)
+    return torch.cat([of_shared.sum(-1), running.flatten(2) / reach**0.5], -1)
 
 
 def half_square(dots: Tensor) -> Tensor:
-    """½ Σ dots² over outputs, averaged over probes: (…, probes, outputs) → (…) float64."""
+    """½ Σ dots² over sums, averaged over probes: (…, probes, sums) → (…) float64."""
     return dots.double().square().sum(-1).mean(-1) / 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class InputRange:
 
 
 @contextmanager
-def input_ranges(model: nn.Module, layers: Sequence[Layer]) -> Iterable[dict[str, InputRange]]:
+def input_ranges(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str, InputRange]]:
     """While open, forward passes of `model` fill the yielded dict: layer → range of its input."""
     ranges: dict[str, InputRange] = {}
 

@@ -20,10 +20,15 @@ from autoquant.runtimes.assemble import Assembler
 from autoquant.tasks.base import Task, batches, to_device
 from autoquant.values import Layer, Profile
 
-PROBES = 4
-"""Random output directions a batch: one backward pass each."""
-TOKENS = 8192
-"""Calibration tokens that are scored; ranges are taken from all of them. More changes no rank (see benchmarks)."""
+PROBES = 8
+"""Random output directions a batch: one backward pass each. Noise falls with probes × rows, and a probe costs less than
+the products of 16 schemes, so many probes on few rows are the cheaper way."""
+TOKENS = 4096
+"""Calibration tokens that are scored; ranges are taken from all of them."""
+KEPT = 2**31
+"""Bytes of gradients kept at once: of all layers and probes. A batch that needs more is cut."""
+REACH = 16
+"""Positions of a causal language model whose responses count together (see `fisher.responses`)."""
 IMAGE_TOKENS = 64
 """What an image counts for, where rows have no length in tokens."""
 CHANGES = 256 * 2**20
@@ -39,18 +44,21 @@ def measure_profile(
     *,
     batch_size: int = 16,
     probes: int = PROBES,
+    reach: int | None = REACH,
     seed: int = 0,
     gradient: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Profile:
     """Score every (layer, scheme) of `schemes` and describe every layer.
 
-    The change that a scheme makes to a layer's output is that of the runtime's own kernels in float32. Ranges for static
-    schemes are calibrated first and put into `assembler.input_absmax`.
+    The change that a scheme makes to a layer's output is that of its weights and input dequantized, in float32 (see
+    `changes`). Ranges for static schemes are calibrated first and put into `assembler.input_absmax`.
 
     Args:
         schemes: layer → names of the schemes to score.
         probes: more are slower and less noisy.
+        reach: positions whose responses count together, where every position is an output: 1 for each by itself, None for
+            the whole sequence.
         gradient: False scores by output error alone (no autograd needed).
 
     Raises:
@@ -70,14 +78,10 @@ def measure_profile(
     passes += 1
     assembler.input_absmax.update({name: found.absmax for name, found in ranges.items()})
 
-    score: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    noise: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    signal: dict[str, float] = defaultdict(float)
-    outputs = 0
-    spent_products = 0.0
-    spent_forward = 0.0
-    scored = _sample(plan, task, seed)
     wanted = {layer.name: [name for name in schemes[layer.name] if name != "float32"] for layer in inventory.layers}
+    sums = _Sums(inventory.layers, wanted, assembler, reach if task.positions else None)
+    scored = _sample(plan, task, seed, room=KEPT // (4 * probes * sum(layer.shape[0] for layer in inventory.layers)))
+    outputs, spent_forward, spent_products = 0, 0.0, 0.0
     total = len(plan) + len(scored)
     for number, rows in enumerate(scored):
         batch = to_device(task.batch("calibration", rows), device)
@@ -86,41 +90,29 @@ def measure_profile(
             output = task.forward(model, batch)
         spent_forward += time.perf_counter() - begin
         outputs += _count_outputs(output, task, batch)
-        probed = [_backward(output, task, batch, calls, generator, last=i == probes - 1) for i in range(probes)] if gradient else []
+        if not task.positions and _rank(output, task) == 1:
+            probes = 1  # one direction is all there is, and exact
+        times = range(probes if gradient else 0)
+        probed = [_backward(output, task, batch, calls, generator, last=i == times[-1]) for i in times]
         begin = time.perf_counter()
         with torch.no_grad():
             for layer in inventory.layers:
-                source, parts = get_module(model, layer.name), parts_of(layer, wanted[layer.name])
-                every = list(dict.fromkeys(part for found in parts.values() for part in found))
                 for index, (x, y) in enumerate(calls[layer.name]):
-                    signal[layer.name] += float(torch.linalg.vector_norm(y)) ** 2
-                    found = [g[layer.name][index] for g in probed]
-                    gradients = torch.stack([g for g in found if g is not None]) if found and found[0] is not None else None
-                    moved: dict[Part, Tensor] = {}
-                    power: dict[Part, float] = {}
-                    for some, changes in output_changes(layer, source, every, assembler, x, y, CHANGES):
-                        power |= {part: float(torch.linalg.vector_norm(c)) ** 2 for part, c in zip(some, changes, strict=True)}
-                        if gradients is not None:
-                            moved |= dict(zip(some, responses(gradients, changes, task.positions), strict=True))
-                    for name, own in parts.items():
-                        noise[layer.name][name] += sum(power[part] for part in own)
-                        if gradients is not None:
-                            score[layer.name][name] += float(half_square(sum(moved[part] for part in own)))
+                    found = [g for every in probed if (g := every[layer.name][index]) is not None]
+                    sums.add(layer, get_module(model, layer.name), x, y, torch.stack(found) if found else None)
         spent_products += time.perf_counter() - begin
         progress(len(plan) + number + 1, total)
-    passes += len(scored) / len(plan) * (1 + (2 * probes if gradient else 0) + spent_products / max(spent_forward, 1e-9))
+    share = sum(map(len, scored)) / sum(map(len, plan))
+    passes += share * (1 + (2 * probes if gradient else 0) + spent_products / max(spent_forward, 1e-9))
 
-    sqnr = {
-        layer.name: {name: _decibel(signal[layer.name], noise[layer.name][name]) for name in schemes[layer.name]}
-        for layer in inventory.layers
-    }
-    if gradient:
-        scores = {layer.name: {name: score[layer.name][name] / outputs for name in schemes[layer.name]} for layer in inventory.layers}
-    else:  # relative output error: orders schemes within a layer, compares layers only roughly
-        scores = {
-            layer.name: {name: noise[layer.name][name] / max(signal[layer.name], 1e-30) for name in schemes[layer.name]}
-            for layer in inventory.layers
-        }
+    sqnr, scores = {}, {}
+    for name, own in schemes.items():
+        signal, noise = sums.signal[name], sums.noise[name]
+        sqnr[name] = {scheme: _decibel(signal, noise[scheme]) for scheme in own}
+        if gradient:
+            scores[name] = {scheme: sums.score[name][scheme] / outputs for scheme in own}
+        else:  # relative output error: orders schemes within a layer, compares layers only roughly
+            scores[name] = {scheme: noise[scheme] / max(signal, 1e-30) for scheme in own}
     return Profile(
         scores=scores,
         sqnr_db=sqnr,
@@ -132,16 +124,57 @@ def measure_profile(
     )
 
 
-def _sample(plan: list[list[int]], task: Task, seed: int) -> list[list[int]]:
-    """Batches of like rows with about `TOKENS` tokens in all, spread over short and long rows; all of them if fewer."""
+class _Sums:
+    """Sums over the scored rows: score and noise power of every (layer, scheme), signal power of every layer."""
+
+    def __init__(
+        self, layers: Sequence[Layer], wanted: Mapping[str, Sequence[str]], assembler: Assembler, reach: int | None
+    ) -> None:
+        self.assembler, self.reach = assembler, reach
+        self.parts = {layer.name: parts_of(layer, wanted[layer.name]) for layer in layers}
+        self.score: dict[str, dict[str, float]] = {layer.name: defaultdict(float) for layer in layers}
+        self.noise: dict[str, dict[str, float]] = {layer.name: defaultdict(float) for layer in layers}
+        self.signal: dict[str, float] = defaultdict(float)
+
+    def add(self, layer: Layer, source: nn.Module, x: Tensor, y: Tensor, gradients: Tensor | None) -> None:
+        """Args: x, y: input and output of `source`. gradients: (probes, *y.shape); None scores nothing."""
+        schemes = self.parts[layer.name]
+        every = list(dict.fromkeys(part for own in schemes.values() for part in own))
+        power: dict[Part, float] = {}
+        dots: dict[Part, Tensor] = {}
+        for parts, changes in output_changes(layer, source, every, self.assembler, x, y, CHANGES):
+            power |= {part: _power(change) for part, change in zip(parts, changes, strict=True)}
+            if gradients is not None:
+                found = responses(gradients, changes, self.reach is not None, self.reach)
+                dots |= dict(zip(parts, found, strict=True))
+        self.signal[layer.name] += _power(y)
+        for name, own in schemes.items():
+            self.noise[layer.name][name] += sum(power[part] for part in own)  # errors of two roundings: uncorrelated
+            if dots:
+                self.score[layer.name][name] += float(half_square(torch.stack([dots[part] for part in own]).sum(0)))
+
+
+def _power(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x)) ** 2
+
+
+def _sample(plan: list[list[int]], task: Task, seed: int, room: int) -> list[list[int]]:
+    """Batches of like rows with about `TOKENS` tokens in all, spread over short and long rows; all of them if fewer.
+
+    A batch of more than `room` tokens is cut into several.
+    """
     lengths = task.lengths("calibration")
+    weight = 1 if max(lengths) > 1 else IMAGE_TOKENS
     order = np.random.default_rng(seed).permutation(len(plan))
-    picked, tokens = [], 0
+    picked: list[list[int]] = []
+    tokens = batches = 0
     for index in order:
-        if tokens >= TOKENS and len(picked) >= 2:
+        if tokens >= TOKENS and batches >= 2:
             break
-        picked.append(plan[index])
-        tokens += sum(lengths[row] for row in plan[index]) * (1 if max(lengths) > 1 else IMAGE_TOKENS)
+        rows = plan[index]
+        tokens, batches = tokens + weight * sum(lengths[row] for row in rows), batches + 1
+        at_once = max(1, room // (weight * max(lengths[row] for row in rows)))
+        picked += [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
     return picked
 
 
@@ -179,6 +212,11 @@ def _backward(output, task, batch, calls, generator, last):
     tensors = [y for recorded in calls.values() for _, y in recorded]
     found = iter(torch.autograd.grad((output.float() * probe).sum(), tensors, retain_graph=not last, allow_unused=True))
     return {name: [next(found) for _ in recorded] for name, recorded in calls.items()}
+
+
+def _rank(output: Tensor, task: Task) -> int:
+    """Dimensions in which one output can move: probabilities add up to 1."""
+    return output.shape[-1] - (task.output_kind == "softmax")
 
 
 def _count_outputs(output: Tensor, task: Task, batch) -> int:

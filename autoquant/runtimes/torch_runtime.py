@@ -102,7 +102,7 @@ class Int8Linear(nn.Module):
         values = weight.values if input is None else weight.values.t()
         scale = weight.scale.float().reshape(-1).expand(out).contiguous()
         zero = None if weight.zero_point is None else weight.zero_point.float().reshape(-1).expand(out).contiguous()
-        self.register_buffer("weight", values.contiguous())
+        self.register_buffer("weight", _aligned(values.contiguous()))
         self.register_buffer("weight_scale", scale)
         self.register_buffer("zero_point", zero)
         self.register_buffer("bias", bias)
@@ -145,7 +145,15 @@ class Int8Linear(nn.Module):
 
     def _fits_pack(self, x: Tensor) -> bool:
         few, whole = x.shape[0] <= _FEW_ROWS, self.in_features % _PACK_WIDTH == 0
-        return self.zero_point is None and few and whole and x.device.type == "cpu" and x.dtype != torch.float32
+        aligned = self.weight.data_ptr() % _PACK_WIDTH == 0  # the kernel crashes on others
+        return (
+            self.zero_point is None
+            and few
+            and whole
+            and aligned
+            and x.device.type == "cpu"
+            and x.dtype != torch.float32
+        )
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {getattr(self, 'scheme_name', 'int8')}"
@@ -230,6 +238,11 @@ class FloatLayer(nn.Module):
         if self.kind == "conv2d":
             return F.conv2d(x, self.weight, self.bias, **self.geometry).to(self.dtype)
         return F.linear(x, self.weight, self.bias).to(self.dtype)
+
+
+def _aligned(values: Tensor) -> Tensor:
+    """`values`, copied if they start anywhere: tensors read from a file do."""
+    return values if values.data_ptr() % 64 == 0 else values.clone()
 
 
 def _int_mm(codes: Tensor, weight: Tensor) -> Tensor:

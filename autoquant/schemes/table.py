@@ -20,7 +20,11 @@ _INPUTS = {
 
 SCHEMES: dict[str, Scheme] = {
     **{name: Scheme(name, dtype=name) for name in FLOAT_DTYPES},
-    **{w + a: Scheme(w + a, weights=weights, input=inputs) for w, weights in _WEIGHTS.items() for a, inputs in _INPUTS.items()},
+    **{
+        w + a: Scheme(w + a, weights=weights, input=inputs)
+        for w, weights in _WEIGHTS.items()
+        for a, inputs in _INPUTS.items()
+    },
 }
 """Name → scheme: three float dtypes, and int8 weights {tensor, channel} × {sym, asym} × activations
 {none (weight only), a8-tensor (dynamic, one scale a call), a8-token (dynamic, one a row), a8-static (calibrated)}."""

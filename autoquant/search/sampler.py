@@ -113,8 +113,6 @@ class SurrogateSampler(optuna.samplers.BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        if FIXED in trial.system_attrs:
-            return {}  # an enqueued map: Optuna asks all the same
         base, choice = propose(self.problem, seen_trials(self.problem, study), tried_choices(self.problem, study))
         return to_params(self.problem, base, choice)
 
@@ -189,6 +187,8 @@ def allowances(problem: Problem, seen: Sequence[Seen], theta: np.ndarray, offset
     low = max(passed, failed * 1e-3)
     if failed <= CLOSE * low:
         yield low
+        return
     while failed > CLOSE * low:
         low = math.sqrt(low * failed)
         yield low
+    yield failed * (1 - 1e-6)  # few maps, far apart: the best of them may be just below the one that failed

@@ -16,6 +16,8 @@ from autoquant.schemes import SCHEMES
 from autoquant.values import FLOAT_DTYPES, KINDS, Layer
 
 DEFAULT = "int8_fp16"
+QUANTIZED = tuple(name for name, scheme in SCHEMES.items() if not scheme.is_float)
+"""What a space may list as schemes; float dtypes are listed as base dtypes."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,21 @@ def parse(value: Mapping[str, Any], name: str, where: str) -> Space:
             raise SpaceError(f"{at}: needs 'match' or 'kind', and either 'schemes' or 'keep: float'.")
         if "keep" in item and item["keep"] != "float":
             raise SpaceError(f"{at}: 'keep' can only be 'float', not '{item['keep']}'.")
+        if not isinstance(item.get("match", ""), str):
+            raise SpaceError(f"{at}: 'match' must be a pattern on layer names, not {item['match']!r}.")
         if item.get("kind") is not None:
             _known([item["kind"]], KINDS, f"{at}: kind")
-        schemes = _known(_list(item.get("schemes", []), f"{at}: schemes"), SCHEMES, f"{at}: scheme")
+        schemes = _known(_list(item.get("schemes", []), f"{at}: schemes"), QUANTIZED, f"{at}: scheme")
         rules.append(Rule(item.get("match"), item.get("kind"), schemes))
     return Space(
         name=name,
         description=str(value.get("description", "")),
         base_dtypes=_known(
-            _list(value.get("base_dtypes", FLOAT_DTYPES), f"{where}: base_dtypes"), FLOAT_DTYPES, f"{where}: dtype"
+            _list(value.get("base_dtypes", list(FLOAT_DTYPES)), f"{where}: base_dtypes"),
+            FLOAT_DTYPES,
+            f"{where}: dtype",
         ),
-        schemes=_known(_list(value["schemes"], f"{where}: schemes"), SCHEMES, f"{where}: scheme"),
+        schemes=_known(_list(value["schemes"], f"{where}: schemes"), QUANTIZED, f"{where}: scheme"),
         rules=tuple(rules),
     )
 
@@ -134,6 +140,6 @@ def _list(value: Any, where: str) -> Sequence[Any]:
 
 def _known(values: Sequence[Any], valid: Any, where: str) -> tuple[str, ...]:
     for value in values:
-        if value not in valid:
+        if not isinstance(value, str) or value not in valid:
             raise SpaceError(f"{where} '{value}' is unknown.{nearest(str(value), valid)}")
     return tuple(values)

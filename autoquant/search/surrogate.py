@@ -105,9 +105,9 @@ def fit_theta(
         (groups,) θ; zero where nothing was learned.
     """
     theta = np.zeros(len(problem.groups))
-    rows = np.array([[s[i] for s, i in zip(problem.scores, c, strict=True)] for c in choices], float).reshape(
-        len(choices), -1
-    )
+    rows = np.zeros((len(choices), len(problem.groups)))
+    for row, choice in zip(rows, choices, strict=True):
+        row[:] = [float(s[i]) for s, i in zip(problem.scores, choice, strict=True)]
     target = np.maximum(np.asarray(observed, float) - np.asarray(offsets, float), 1e-12)
     keep = rows.sum(1) > 0
     rows, target = rows[keep], target[keep]

@@ -159,7 +159,9 @@ def run(module: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("kind", MODULES)
-def test_it_runs_what_it_supports_and_refuses_the_rest(runtime: Runtime, kind: str, name: str, dtype: torch.dtype) -> None:
+def test_it_runs_what_it_supports_and_refuses_the_rest(
+    runtime: Runtime, kind: str, name: str, dtype: torch.dtype
+) -> None:
     built = prepare(runtime, kind, name, dtype)
     if reason := runtime.supports(built.layer, built.scheme):
         with pytest.raises(SchemeError) as error:

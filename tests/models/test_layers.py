@@ -165,7 +165,10 @@ def test_the_model_fingerprint_sees_a_change_of_one_weight_and_no_more() -> None
 
 
 def test_the_architecture_fingerprint_is_that_of_any_fine_tune() -> None:
-    one, two = fingerprint_architecture(inspect(llama()).layers), fingerprint_architecture(inspect(llama(seed=1)).layers)
+    one, two = (
+        fingerprint_architecture(inspect(llama()).layers),
+        fingerprint_architecture(inspect(llama(seed=1)).layers),
+    )
     assert one == two != fingerprint_architecture(inspect(gpt2()).layers)
 
 

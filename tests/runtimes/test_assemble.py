@@ -74,7 +74,10 @@ def mixed(model: nn.Module, shift: int = 0) -> dict[str, str]:
 @pytest.mark.parametrize("base", FLOAT_DTYPES)
 def test_the_float_model_stays_as_it_was_bit_for_bit(model: nn.Module, base: str) -> None:
     model.train()
-    before = {name: (tensor, tensor.clone(), tensor.requires_grad) for name, tensor in model.state_dict(keep_vars=True).items()}
+    before = {
+        name: (tensor, tensor.clone(), tensor.requires_grad)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
     modules, dtype = {name: type(m) for name, m in model.named_modules()}, model.config.dtype
     assembler = assembler_of(model)
     output(assembler.assemble(mixed(model), base))

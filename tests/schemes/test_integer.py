@@ -105,7 +105,9 @@ def test_shapes_and_dtypes_are_those_promised_and_the_weight_is_unchanged(
 
 
 @given(matrices(), st.booleans(), dtypes)
-def test_per_channel_is_never_coarser_than_per_tensor(weight: torch.Tensor, symmetric: bool, dtype: torch.dtype) -> None:
+def test_per_channel_is_never_coarser_than_per_tensor(
+    weight: torch.Tensor, symmetric: bool, dtype: torch.dtype
+) -> None:
     weight = weight.clamp(-1e6, 1e6)
     channel = quantize(weight, QuantizationArgs("channel", symmetric=symmetric), scale_dtype=dtype)
     tensor = quantize(weight, QuantizationArgs("tensor", symmetric=symmetric), scale_dtype=dtype)
@@ -172,7 +174,9 @@ def test_a_transposed_view_is_quantized_like_its_copy() -> None:
 
 
 def test_dequantize_is_what_its_docstring_says() -> None:
-    q = QuantizedTensor(torch.tensor([[5, -3]], dtype=torch.int8), torch.tensor([[0.5]]), torch.tensor([[-1]], dtype=torch.int8))
+    q = QuantizedTensor(
+        torch.tensor([[5, -3]], dtype=torch.int8), torch.tensor([[0.5]]), torch.tensor([[-1]], dtype=torch.int8)
+    )
     assert dequantize(q).tolist() == [[3.0, -1.0]]
 
 
@@ -192,7 +196,9 @@ def test_input_codes_are_those_of_compressed_tensors(x: torch.Tensor, strategy: 
 
 
 @given(matrices(-20, 20), st.sampled_from([True, False]), dtypes)
-def test_input_codes_are_within_a_scale_and_zeros_stay_zeros(x: torch.Tensor, dynamic: bool, dtype: torch.dtype) -> None:
+def test_input_codes_are_within_a_scale_and_zeros_stay_zeros(
+    x: torch.Tensor, dynamic: bool, dtype: torch.dtype
+) -> None:
     x = x.clamp(-6e4, 6e4).to(dtype)
     before = x.clone()
     given_scale = None if dynamic else torch.full((1,), max(float(x.abs().max()), 1e-6) / 127.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from dataclasses import replace
@@ -24,7 +25,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def seen(problem: Problem, base: str, choice: Choice, margin: float, divergence: float | None = None) -> Seen:
     score = problem.score(choice)
-    return Seen(base, choice, promise(problem, base, choice), margin, score if divergence is None else divergence, score)
+    return Seen(
+        base, choice, promise(problem, base, choice), margin, score if divergence is None else divergence, score
+    )
 
 
 def untried(problem: Problem, *trials: Seen) -> dict[str, list[Choice]]:
@@ -55,7 +58,7 @@ def test_between_pass_and_fail_the_middle_is_allowed_first_and_then_more() -> No
     low, high = problem.score((1, 1, 1)), problem.score((3, 3, 3))
     found = allowed_next(problem, passed, failed)
     assert found[0] == pytest.approx(math.sqrt(low * high))
-    assert found == sorted(found) and low < found[0] and found[-1] < high < 1.06 * found[-1]
+    assert found == sorted(found) and low < found[0] and found[-1] < high < 1.001 * found[-1]
 
 
 def test_when_nothing_passed_the_allowance_falls_steeply() -> None:
@@ -74,7 +77,11 @@ def test_ends_that_have_met_allow_what_has_passed() -> None:
 
 def test_a_lucky_pass_above_a_failure_does_not_end_the_search() -> None:
     problem = synthetic.make(3)
-    trials = [seen(problem, "float32", (1, 1, 1), 1), seen(problem, "float32", (2, 1, 1), -1), seen(problem, "float32", (3, 3, 3), 1)]
+    trials = [
+        seen(problem, "float32", (1, 1, 1), 1),
+        seen(problem, "float32", (2, 1, 1), -1),
+        seen(problem, "float32", (3, 3, 3), 1),
+    ]
     base, choice = propose(problem, trials, untried(problem, *trials))
     assert choice not in [t.choice for t in trials if t.base == base]
 
@@ -82,7 +89,8 @@ def test_a_lucky_pass_above_a_failure_does_not_end_the_search() -> None:
 def test_the_first_proposal_is_the_greatest_promise() -> None:
     problem = synthetic.make(3)
     base, choice = propose(problem, [], untried(problem))
-    assert base == "bfloat16" and all(choice)
+    promises = [promise(problem, b, c) for b in problem.base_dtypes for c in itertools.product(range(4), repeat=3)]
+    assert promise(problem, base, choice) >= 0.99 * max(promises)
 
 
 def test_a_better_map_just_below_the_failure_is_still_found() -> None:
@@ -103,7 +111,10 @@ def test_a_base_dtype_pays_for_what_it_adds_itself() -> None:
 
 def test_a_base_dtype_that_does_not_hold_its_promise_is_left_for_one_that_does() -> None:
     problem = synthetic.make(4)
-    slow = [replace(seen(problem, "bfloat16", (i, i, i, i), -1), saving=promise(problem, "bfloat16", (i,) * 4) / 3) for i in (1, 2)]
+    slow = [
+        replace(seen(problem, "bfloat16", (i, i, i, i), -1), saving=promise(problem, "bfloat16", (i,) * 4) / 3)
+        for i in (1, 2)
+    ]
     kept = seen(problem, "float32", (1, 1, 1, 1), -1)
     base, _ = propose(problem, [*slow, kept], untried(problem, *slow, kept))
     assert base == "float32"
