@@ -17,6 +17,7 @@ import torch
 from autoquant import artifacts
 from autoquant.certification import certify_stage, write_rung
 from autoquant.checkpoint import write_layer_map
+from autoquant.errors import StaleError
 from autoquant.layer_maps import input_absmax, make_map
 from autoquant.price import measure_price
 from autoquant.profile import measure_profile
@@ -85,6 +86,10 @@ def search_stage(session: Session, profile: Profile, price: Price) -> tuple[list
     with session.progress.bar("float model on the search split", "row") as update:
         evaluate = make_evaluate(session, price, update)
     study = open_study(session.folder / STUDY, problem, s.strategy, s.seed)
+    made_from = artifacts.fingerprint([problem.base_dtypes, problem.options, [group.name for group in problem.groups]])
+    if study.user_attrs.setdefault("fingerprint", made_from) != made_from:
+        raise StaleError(f"{session.folder / STUDY} belongs to another search space. Choose another --out folder.")
+    study.set_user_attr("fingerprint", made_from)
     best: list[Candidate] = []
 
     with session.progress.bar("search", "map") as update:

@@ -118,17 +118,10 @@ def summarise(
         ],
         "load": LOAD.format(path=session.folder / "checkpoint"),
         "files": {
-            name: name
-            for name in (
-                "layer_map.yaml",
-                "checkpoint/",
-                "report.html",
-                "report.json",
-                "profile.json",
-                "price.json",
-                "study.journal",
-                "settings.yaml",
-            )
+            "checkpoint": "checkpoint/",
+            "layer map": "layer_map.yaml",
+            "report": "report.html",
+            "figures": "report.json",
         },
         "threads": price.threads,
         "shape": dict(price.shape),

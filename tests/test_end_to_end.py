@@ -274,8 +274,9 @@ def test_gpt2_keeps_its_conv1d_layers_quantized(workplace):
     text = workplace / "text.txt"
     text.write_text("\n".join(tiny.texts(600)), encoding="utf8")
     out = workplace / "gpt2-run"
-    code = main(["search", str(model), "--task", "causal-lm", "--data", str(text), "--max-length", "16", "--out", str(out), "--objective",
-                 "memory", "--budget", "0.05", "--trials", "4", "--threads", "1", "--quiet"])  # fmt: skip
+    options = ["--task", "causal-lm", "--data", str(text), "--max-length", "16", "--out", str(out)]
+    options += ["--objective", "memory", "--budget", "0.05", "--trials", "4", "--threads", "1", "--quiet"]
+    code = main(["search", str(model), *options])
     report = read(out)
     assert code == 0, report["sentence"]
     layer_map = yaml.safe_load((out / "layer_map.yaml").read_text())
