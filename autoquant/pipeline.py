@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from autoquant import artifacts
-from autoquant.certification import certify_stage, write_rung
-from autoquant.checkpoint import write_layer_map
+from autoquant.certification import certify_stage
+from autoquant.checkpoint import read_layer_map, write_layer_map
 from autoquant.errors import StaleError
 from autoquant.layer_maps import input_absmax, make_map
 from autoquant.price import measure_price
@@ -27,7 +27,7 @@ from autoquant.session import Session
 from autoquant.summary import summarise, summarise_profile
 from autoquant.tasks import SPLITS
 from autoquant.trial import make_evaluate
-from autoquant.values import Candidate, Price, Profile
+from autoquant.values import Candidate, LayerMap, Price, Profile
 
 PROFILE, PRICE, STUDY, MAP = "profile.json", "price.json", "study.journal", "layer_map.yaml"
 CHECKPOINT, REPORT, PAGE, SETTINGS = "checkpoint", "report.json", "report.html", "settings.yaml"
@@ -160,14 +160,22 @@ def run_stages(session: Session) -> dict[str, Any]:
             **(certified.shipped.verdict.to_dict() if certified.shipped.verdict else {"status": "UNTESTED"}),
         },
     )
-    write_rung(session, shipped, session.folder / CHECKPOINT)
+    shipped = replace(shipped, format=read_layer_map(certified.shipped.path).format)  # as it was written
     write_layer_map(session.folder / MAP, shipped)
     say("5/5 report")
     report = summarise(session, profile, price, found, certified, stages, half, ended)
+    ship(certified.shipped.path, session.folder / CHECKPOINT, shipped)
     shutil.rmtree(session.folder / "candidates", ignore_errors=True)
     artifacts.write_json(session.folder / REPORT, report)
     render(session.folder)
     return report
+
+
+def ship(certified: Path, checkpoint: Path, layer_map: LayerMap) -> None:
+    """The very folder that was measured becomes the checkpoint; its map then also tells the verdict."""
+    write_layer_map(certified / MAP, layer_map)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    certified.rename(checkpoint)
 
 
 def run_profile(session: Session) -> dict[str, Any]:

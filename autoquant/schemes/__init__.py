@@ -2,10 +2,9 @@
 
 from autoquant.schemes.integer import QuantizedTensor, dequantize, quantize, quantize_input
 from autoquant.schemes.size import dtype_bytes, layer_bytes
-from autoquant.schemes.table import FLOATS, SCHEMES, get_scheme, project
+from autoquant.schemes.table import SCHEMES, get_scheme, project
 
 __all__ = [
-    "FLOATS",
     "SCHEMES",
     "QuantizedTensor",
     "dequantize",

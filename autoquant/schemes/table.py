@@ -29,8 +29,6 @@ SCHEMES: dict[str, Scheme] = {
 """Name → scheme: three float dtypes, and int8 weights {tensor, channel} × {sym, asym} × activations
 {none (weight only), a8-tensor (dynamic, one scale a call), a8-token (dynamic, one a row), a8-static (calibrated)}."""
 
-FLOATS = tuple(FLOAT_DTYPES)
-
 
 def get_scheme(name: str) -> Scheme:
     """Raises SchemeError with the nearest valid name."""
