@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from autoquant.errors import SchemeError
-from autoquant.schemes import FLOATS, SCHEMES, dequantize, get_scheme, layer_bytes, project, quantize
+from autoquant.schemes import SCHEMES, dequantize, get_scheme, layer_bytes, project, quantize
 from autoquant.values import FLOAT_DTYPES, KINDS, Layer, Scheme
 
 
@@ -31,7 +31,7 @@ def test_its_name_is_its_key_and_says_what_it_does(scheme: Scheme) -> None:
 
 def test_no_two_schemes_are_the_same() -> None:
     assert len({(s.dtype, s.weights, s.input) for s in SCHEMES.values()}) == len(SCHEMES)
-    assert FLOATS == FLOAT_DTYPES and all(SCHEMES[name].is_float for name in FLOATS)
+    assert tuple(name for name, scheme in SCHEMES.items() if scheme.is_float) == FLOAT_DTYPES
 
 
 def test_it_is_frozen_and_hashable(scheme: Scheme) -> None:
