@@ -17,7 +17,9 @@ __version__ = "0.1.0"
 
 _NAMES = {
     **dict.fromkeys(("Result", "apply", "evaluate", "profile", "report", "resume", "search"), "autoquant.api"),
-    **dict.fromkeys(("load", "read_layer_map", "register", "write_checkpoint", "write_layer_map"), "autoquant.checkpoint"),
+    **dict.fromkeys(
+        ("load", "read_layer_map", "register", "write_checkpoint", "write_layer_map"), "autoquant.checkpoint"
+    ),
     **dict.fromkeys(("AutoquantError", "UsageError"), "autoquant.errors"),
     **dict.fromkeys(("TASKS", "Task"), "autoquant.tasks"),
     **dict.fromkeys(("Budget", "LayerMap", "Scheme", "Verdict"), "autoquant.values"),
