@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from autoquant.errors import SchemeError
 from autoquant.runtimes import native
+from autoquant.runtimes.native import avx512
 from autoquant.runtimes.base import Runtime
 from autoquant.schemes import QuantizedTensor, dequantize, quantize_input
 from autoquant.values import Layer, QuantizationArgs, Scheme
@@ -110,6 +111,22 @@ class Int8Linear(nn.Module):
         self.register_buffer("input_scale", None if input_scale is None else input_scale.float().reshape(1))
         if input is not None and not input.dynamic and input_scale is None:
             raise SchemeError("A static activation scheme needs a calibrated input scale.")
+        self._packed: avx512.PackedLinear | None = None
+
+    @property
+    def packed(self) -> avx512.PackedLinear | None:
+        """The layer as the AVX-512 kernel reads it, which then has the only copy of the weight; None elsewhere."""
+        if self._packed is None and self.input is not None and self.weight.device.type == "cpu" and avx512.available():
+            zero = None if self.zero_point is None else self.zero_point[:, None]
+            weight = QuantizedTensor(self.weight.t(), self.weight_scale[:, None], zero)
+            self._packed = avx512.PackedLinear.pack(weight, self.bias32, self.input, self.input_scale)
+            self.weight = torch.empty(0, dtype=torch.int8)
+        return self._packed
+
+    def _apply(self, fn, recurse: bool = True):  # .to(), .cuda(), …: these move the plain weight
+        if self._packed is not None:
+            self.weight, self._packed = self._packed.unpack().t().contiguous(), None
+        return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, self.in_features)
@@ -118,6 +135,10 @@ class Int8Linear(nn.Module):
 
     def _integer(self, x: Tensor) -> Tensor:
         assert self.input is not None
+        if avx512.runs(x) and (packed := self.packed) is not None:
+            return packed(x)
+        if self._packed is not None:
+            self.weight, self._packed = self._packed.unpack().t().contiguous(), None
         if x.device.type == "cpu" and native.available(x.dtype) and not x.requires_grad:
             codes, scales, sums = native.quantize_rows(
                 x.contiguous(),
@@ -209,6 +230,8 @@ class Int8Embedding(nn.Module):
         self.register_buffer("zero_point", None if weight.zero_point is None else weight.zero_point.float())
 
     def forward(self, ids: Tensor) -> Tensor:
+        if ids.device.type == "cpu" and ids.dtype is torch.int64 and self.dtype is not torch.float16 and avx512.available():
+            return avx512.embed(ids, self.weight, self.weight_scale, self.zero_point, self.dtype)
         zero = None if self.zero_point is None else F.embedding(ids, self.zero_point)
         q = QuantizedTensor(F.embedding(ids, self.weight), F.embedding(ids, self.weight_scale), zero)
         return dequantize(q, self.dtype)

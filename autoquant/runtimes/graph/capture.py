@@ -1,0 +1,136 @@
+"""Capture a model's forward pass as an ATen graph in which every layer that a scheme can change is one opaque node.
+
+The graph holds for every layer map and for every batch size and length: which module a node stands for is looked up when
+the graph is lowered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, export
+from torch.utils._pytree import TreeSpec
+
+from autoquant.runtimes.torch_runtime import FloatLayer, Int8Conv2d, Int8Embedding, Int8Linear
+
+LAYERS: tuple[type[nn.Module], ...] = (Int8Linear, Int8Embedding, Int8Conv2d, FloatLayer, nn.Linear, nn.Embedding)
+
+
+@torch.library.custom_op("autoquant::layer", mutates_args=())
+def layer(x: Tensor, name: str, width: int, dtype: torch.dtype) -> Tensor:
+    """Stands for the module `name`: (…, in) → (…, width), or indices (…) → (…, width)."""
+    raise RuntimeError(f"The node of layer '{name}' was run without being lowered.")
+
+
+@layer.register_fake
+def _(x: Tensor, name: str, width: int, dtype: torch.dtype) -> Tensor:
+    return x.new_empty((*(x.shape[:-1] if x.dtype.is_floating_point else x.shape), width), dtype=dtype)
+
+
+@torch.library.custom_op("autoquant::patches", mutates_args=())
+def patches(x: Tensor, name: str, width: int, kernel: list[int], dtype: torch.dtype) -> Tensor:
+    """Stands for the patch embedding `name`: (batch, channels, height, width) → (batch, width, rows, columns)."""
+    raise RuntimeError(f"The node of layer '{name}' was run without being lowered.")
+
+
+@patches.register_fake
+def _(x: Tensor, name: str, width: int, kernel: list[int], dtype: torch.dtype) -> Tensor:
+    return x.new_empty((x.shape[0], width, x.shape[2] // kernel[0], x.shape[3] // kernel[1]), dtype=dtype)
+
+
+NODES = (torch.ops.autoquant.layer.default, torch.ops.autoquant.patches.default)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph and how its inputs and outputs are packed: placeholders are the tensors of `inputs`, in that order."""
+
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    outputs: TreeSpec
+
+
+def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Captured:
+    """The graph of `model(**inputs)` for any batch size and, of token ids and masks, any length.
+
+    Args:
+        inputs: tensors (batch, …), and plain values, which the graph is specialised to.
+
+    Raises:
+        Exception: whatever torch.export says of a forward pass that depends on its data.
+    """
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    example = {name: _several_rows(value) if name in tensors else value for name, value in inputs.items()}
+    dynamic = {
+        name: {axis: Dim.AUTO for axis in range(value.dim() if value.dim() <= 2 else 1)} if name in tensors else None
+        for name, value in inputs.items()
+    }
+    with _marked(model), _quiet(), torch.no_grad():
+        program = export(model, (), example, dynamic_shapes=dynamic, strict=False)
+        module = program.module(check_guards=False)
+    return Captured(module, tuple(tensors), program.call_spec.out_spec)
+
+
+def _several_rows(value: Tensor) -> Tensor:
+    """Rows repeated, for a size of 1 would be taken for a constant; a number that no length is likely to be."""
+    return value.repeat_interleave(-(-5 // value.shape[0]), 0)[:5]
+
+
+@contextlib.contextmanager
+def _marked(model: nn.Module) -> Iterator[None]:
+    """While open, every layer's forward is its opaque node."""
+    marked = []
+    forward = model.__dict__.pop("forward", None)  # an accelerated model is captured as it was written
+    for name, module in model.named_modules():
+        node = _node_of(name, module)
+        if node is not None:
+            module.forward = node  # type: ignore[method-assign]
+            marked.append(module)
+    try:
+        yield
+    finally:
+        for module in marked:
+            del module.forward
+        if forward is not None:
+            model.forward = forward  # type: ignore[method-assign]
+
+
+def _node_of(name: str, module: nn.Module):
+    if isinstance(module, Int8Conv2d):
+        width, kernel = module.linear.out_features, list(module.kernel_size)
+        return lambda x: torch.ops.autoquant.patches(x, name, width, kernel, x.dtype) if module.linear.input else None
+    if isinstance(module, FloatLayer) and module.kind == "conv2d":
+        return None
+    if isinstance(module, Int8Linear):
+        return lambda x: torch.ops.autoquant.layer(x, name, module.out_features, x.dtype)
+    if isinstance(module, nn.Linear):
+        return lambda x: torch.ops.autoquant.layer(x, name, module.out_features, x.dtype)
+    if isinstance(module, Int8Embedding):
+        return lambda x: torch.ops.autoquant.layer(x, name, module.embedding_dim, module.dtype)
+    if isinstance(module, nn.Embedding):
+        return lambda x: torch.ops.autoquant.layer(x, name, module.embedding_dim, module.weight.dtype)
+    if isinstance(module, FloatLayer):
+        width = module.weight.shape[1 if module.kind == "embedding" else 0]
+        return lambda x: torch.ops.autoquant.layer(x, name, width, module.dtype)
+    return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export warns of much that no user can act on."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

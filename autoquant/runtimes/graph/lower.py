@@ -1,0 +1,341 @@
+"""Lower a captured graph to kernel calls: layers become their modules' kernels, and what surrounds them is fused.
+
+Each rewrite is one function below, with what it looks for in its first line. The result is one Python function without
+branches, in which every line is a call and every tensor is freed after its last use.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_unflatten
+
+from autoquant.models.layers import get_module
+from autoquant.runtimes.graph.capture import NODES, Captured
+from autoquant.runtimes.native import avx512
+from autoquant.runtimes.native.avx512 import PackedLinear
+from autoquant.runtimes.torch_runtime import Int8Linear
+
+aten = torch.ops.aten
+
+
+def lower(captured: Captured, model: nn.Module) -> Callable[..., Any]:
+    """A function of the graph's tensors, by name, that returns what the model returns."""
+    module = copy.copy(captured.module)
+    module.graph = copy.deepcopy(captured.module.graph)
+    graph = module.graph
+    _drop_idle(graph)
+    layers = _layers(graph, model)
+    _norms(graph, module)
+    _attention(graph)
+    _gated(layers, graph)
+    _join(layers, graph, model)
+    _epilogues(graph, module)
+    graph.eliminate_dead_code()
+    return _assemble(graph, module, captured)
+
+
+# ---- rewrites ----
+
+
+def _drop_idle(graph: Graph) -> None:
+    """Checks, dropout, and casts to what a tensor already is."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        name = str(node.target)
+        if name.startswith("aten._assert"):
+            graph.erase_node(node)
+        elif name.startswith(("aten.dropout", "aten.alias", "aten.detach", "aten.lift_fresh")) or (
+            name.startswith(("aten.to.", "aten._to_copy", "aten.type_as")) and _same(node, node.args[0])
+        ):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _layers(graph: Graph, model: nn.Module) -> list[Node]:
+    """autoquant.layer → the kernel of the module; returns the nodes of int8 linear layers."""
+    found = []
+    for node in list(graph.nodes):
+        if node.target not in NODES:
+            continue
+        layer = get_module(model, node.args[1])
+        if isinstance(layer, Int8Linear) and layer.packed is not None:
+            found.append(_replace(graph, node, layer.packed.__call__, (node.args[0],)))
+        else:
+            _replace(graph, node, layer.forward, (node.args[0],))
+    return found
+
+
+def _norms(graph: Graph, module: GraphModule) -> None:
+    """layer_norm(x, [width], weight, bias, eps), and x · rsqrt(mean(x²) + eps) · weight."""
+    for node in list(graph.nodes):
+        if node.target is aten.layer_norm.default and _is_float(node):
+            x, shape, *rest = node.args
+            weight, bias = (_value(module, arg) for arg in (*rest, None, None)[:2])
+            eps = rest[2] if len(rest) > 2 else 1e-5
+            if len(shape) == 1 and weight is not None:
+                _replace(graph, node, avx512.Norm(weight, bias, eps, rms=False).__call__, (x,))
+        elif node.target is aten.rsqrt.default and (match := _rms(node)) is not None:
+            x, last, weight_node, eps = match
+            weight = _value(module, weight_node)
+            if weight is not None and _same(last, x):
+                _replace(graph, last, avx512.Norm(weight, None, eps, rms=True).__call__, (x,), before=last)
+
+
+def _rms(node: Node) -> tuple[Node, Node, Node, float] | None:
+    """(x, the last node, the weight's node, eps) of the RMSNorm that this rsqrt is in."""
+    add = node.args[0]
+    if not _calls(add, aten.add.Tensor) or not isinstance(add.args[1], float):
+        return None
+    mean = add.args[0]
+    if not _calls(mean, aten.mean.dim) or list(mean.args[1]) != [-1] or not _calls(mean.args[0], aten.pow.Tensor_Scalar):
+        return None
+    wide = mean.args[0].args[0]
+    scaled = next((user for user in node.users if _calls(user, aten.mul.Tensor) and wide in user.args), None)
+    if scaled is None or mean.args[0].args[1] != 2 or len(scaled.users) != 1:
+        return None
+    last = next(iter(scaled.users))
+    if str(last.target).startswith("aten.to."):
+        scaled, last = last, next(iter(last.users))
+    if not _calls(last, aten.mul.Tensor):
+        return None
+    weight = next(arg for arg in last.args if arg is not scaled)
+    x = wide.args[0] if str(wide.target).startswith("aten.to.") else wide
+    return x, last, weight, add.args[1]
+
+
+def _attention(graph: Graph) -> None:
+    """scaled_dot_product_attention without dropout, with keys repeated for groups of query heads or not."""
+    for node in list(graph.nodes):
+        if node.target is not aten.scaled_dot_product_attention.default or not _is_float(node):
+            continue
+        q, k, v, mask, dropout, causal = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
+        if dropout or any(len(_shape(t)) != 4 for t in (q, k, v)) or mask is not None and len(_shape(mask)) != 4:
+            continue
+        options = {"mask": mask, "causal": causal, "scale": node.kwargs.get("scale")}
+        _replace(graph, node, avx512.attention, (q, _unrepeated(k), _unrepeated(v)), options)
+
+
+def _unrepeated(node: Node) -> Node:
+    """x of x[:, :, None].expand(…).reshape(…), which repeats each key head."""
+    chain = node
+    for targets in ((aten.reshape.default, aten.view.default), (aten.expand.default,), (aten.unsqueeze.default,)):
+        while _calls(chain, aten.slice.Tensor):
+            chain = chain.args[0]
+        if not any(_calls(chain, target) for target in targets):
+            return node
+        if targets[0] is aten.unsqueeze.default and chain.args[1] != 2:
+            return node
+        chain = chain.args[0]
+    while _calls(chain, aten.slice.Tensor) and _same(chain, chain.args[0]):
+        chain = chain.args[0]
+    return chain
+
+
+def _gated(layers: list[Node], graph: Graph) -> None:
+    """silu(gate(x)) · up(x) of two int8 layers: one product, gated while it is in the cache."""
+    for silu in [node for node in graph.nodes if node.target is aten.silu.default]:
+        gate, mul = silu.args[0], _only_user(silu)
+        if gate not in layers or len(gate.users) != 1 or not _calls(mul, aten.mul.Tensor):
+            continue
+        up = next((arg for arg in mul.args if arg is not silu), None)
+        if up not in layers or len(up.users) != 1 or up.args[0] is not gate.args[0]:
+            continue
+        packed = [_packed(gate), _packed(up)]
+        if packed[0].outputs == packed[1].outputs and avx512.can_join(packed):
+            joined = _joined(packed).with_activation("swiglu")
+            _replace(graph, mul, joined.__call__, (gate.args[0],))
+            for node in (gate, up):
+                layers.remove(node)
+
+
+def _join(layers: list[Node], graph: Graph, model: nn.Module) -> None:
+    """Int8 layers of the same input: one product, of which each gets its columns."""
+    by_input: dict[Any, list[Node]] = defaultdict(list)
+    for node in layers:
+        by_input[node.args[0]].append(node)
+    for x, nodes in by_input.items():
+        packed = [_packed(node) for node in nodes]
+        if len(nodes) < 2 or not avx512.can_join(packed):
+            continue
+        with graph.inserting_before(nodes[0]):
+            whole = graph.call_function(_joined(packed).__call__, (x,))
+            place = 0
+            for node, part in zip(nodes, packed, strict=True):
+                with graph.inserting_before(node):
+                    own = graph.call_function(torch.narrow, (whole, -1, place, part.outputs))
+                own.meta = node.meta
+                node.replace_all_uses_with(own)
+                graph.erase_node(node)
+                layers.remove(node)
+                place += part.outputs
+
+
+def _joined(parts: list[PackedLinear]) -> PackedLinear:
+    """The parts in one memory, which they then are views of: a layer map that joins them anew finds it as it is."""
+    first = parts[0]
+    place, joined = first.weight.data_ptr(), True
+    for part in parts:
+        joined &= part.weight.data_ptr() == place
+        place += part.weight.numel()
+    if not joined or first.family is None or first.family.outputs != sum(p.outputs for p in parts):
+        return avx512.join(parts)
+    return first.family
+
+
+ACTIVATIONS: dict[Any, Callable[[Node], str]] = {
+    aten.gelu.default: lambda node: "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu",
+    aten.silu.default: lambda node: "silu",
+    aten.relu.default: lambda node: "relu",
+}
+
+
+def _epilogues(graph: Graph, module: GraphModule) -> None:
+    """act(layer(x)), then layer(x) + residual: done on the way to memory."""
+    for node in list(graph.nodes):
+        if not isinstance(_packed(node), PackedLinear):
+            continue
+        user = _only_user(node)
+        if user is not None and user.target in ACTIVATIONS and _packed(node).act is None:
+            packed = _packed(node).with_activation(ACTIVATIONS[user.target](user))
+            node = _replace(graph, user, packed.__call__, node.args)
+            user = _only_user(node)
+        if _packed(node).act is None and _calls(user, aten.mul.Tensor):  # LayerScale
+            other = next((arg for arg in user.args if arg is not node), None)
+            gamma = _value(module, other)
+            if gamma is not None and gamma.dim() == 1 and gamma.numel() == _packed(node).outputs:
+                node = _replace(graph, user, _packed(node).scaled(gamma).__call__, node.args)
+                user = _only_user(node)
+        if _calls(user, aten.add.Tensor) and not user.kwargs and _packed(node).act != "swiglu":
+            residual = next((arg for arg in user.args if arg is not node), None)
+            if isinstance(residual, Node) and _same(residual, node) and _same(user, node):
+                _replace(graph, user, _packed(node).__call__, (*node.args, residual))
+
+
+# ---- helpers ----
+
+
+def _replace(
+    graph: Graph, node: Node, target: Callable[..., Any], args: tuple, kwargs: dict | None = None, before: Node | None = None
+) -> Node:
+    with graph.inserting_before(before or node):
+        new = graph.call_function(target, args, kwargs)
+    new.meta = node.meta
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return new
+
+
+def _packed(node: Any) -> Any:
+    return getattr(node.target, "__self__", None) if isinstance(node, Node) and node.op == "call_function" else None
+
+
+def _calls(node: Any, target: Any) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target is target
+
+
+def _only_user(node: Node) -> Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _meta(node: Any) -> Tensor | None:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value if isinstance(value, Tensor) else None
+
+
+def _shape(node: Any) -> tuple:
+    value = _meta(node)
+    return () if value is None else tuple(value.shape)
+
+
+def _is_float(node: Node) -> bool:
+    value = _meta(node)
+    return value is not None and value.dtype in (torch.float32, torch.bfloat16)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two nodes have one dtype and one shape, whatever the batch and the length."""
+    left, right = _meta(a), _meta(b)
+    if left is None or right is None or left.dtype is not right.dtype or left.dim() != right.dim():
+        return False
+    return all(x == y if isinstance(x, int) and isinstance(y, int) else str(x) == str(y)
+               for x, y in zip(left.shape, right.shape, strict=True))  # fmt: skip
+
+
+def _value(module: GraphModule, node: Any) -> Tensor | None:
+    """The tensor of a get_attr node."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    found = operator.attrgetter(str(node.target))(module)
+    return found.detach() if isinstance(found, Tensor) else None
+
+
+# ---- the function ----
+
+
+def _assemble(graph: Graph, module: GraphModule, captured: Captured) -> Callable[..., Any]:
+    """Python source of one call a line, compiled; constants and kernels are bound by name."""
+    scope: dict[str, Any] = {"unflatten": tree_unflatten, "spec": captured.outputs}
+    last_use: dict[Node, Node] = {}
+    for node in graph.nodes:
+        for used in node.all_input_nodes:
+            last_use[used] = node
+    freed: dict[Node, list[str]] = defaultdict(list)
+    for used, node in last_use.items():
+        if used.op == "call_function":
+            freed[node].append(used.name)
+
+    def show(value: Any) -> str:
+        if isinstance(value, Node):
+            return value.name
+        if isinstance(value, list | tuple):
+            inner = ", ".join(map(show, value))
+            return f"[{inner}]" if isinstance(value, list) else f"({inner},)"
+        if value is None or isinstance(value, bool | int | str) or isinstance(value, float) and abs(value) < 1e300:
+            return repr(value)
+        return bind(value, "constant")
+
+    def bind(value: Any, name: str) -> str:
+        name = f"{name}_{len(scope)}"
+        scope[name] = value
+        return name
+
+    lines, order = [], iter(captured.inputs)
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            given = next(order, None)
+            lines.append(f"{node.name} = inputs[{given!r}]" if given else f"{node.name} = None")
+        elif node.op == "get_attr":
+            scope[node.name] = operator.attrgetter(str(node.target))(module)
+        elif node.op == "call_function":
+            arguments = [show(arg) for arg in node.args] + [f"{key}={show(arg)}" for key, arg in node.kwargs.items()]
+            lines.append(f"{node.name} = {bind(_fast(node.target), 'call')}({', '.join(arguments)})")
+            if node in freed:
+                lines.append(f"del {', '.join(freed[node])}")
+        elif node.op == "output":
+            lines.append(f"return unflatten({show(list(_flat(node.args[0])))}, spec)")
+        else:
+            raise NotImplementedError(f"{node.op} in a captured graph")
+    source = "def run(**inputs):\n    " + "\n    ".join(lines)
+    exec(compile(source, "<autoquant graph>", "exec"), scope)
+    run = scope["run"]
+    run.source = source
+    return run
+
+
+def _fast(target: Any) -> Any:
+    """The C++ function behind an operator, without Python's checks around it."""
+    return target._op if isinstance(target, torch._ops.OpOverload) else target
+
+
+def _flat(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]

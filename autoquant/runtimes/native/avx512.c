@@ -1,0 +1,556 @@
+/* The kernels of the graph runtime for processors with AVX-512 VNNI: int8 linear layers with everything around the product
+ * fused into it, attention, and normalisation. Compiled to nothing elsewhere (`has_vnni` then says so, and torch runs them).
+ *
+ * Linear: vpdpbusd multiplies unsigned by signed bytes. Weights are packed once as w + 128, and the sum of a row's codes
+ * times (128 + zero point) is taken off the int32 sums: exact, and an asymmetric weight costs nothing more.
+ * Packed weight: panels of 64 outputs; in a panel, for each 4 inputs, 64 × 4 bytes (the last panel and the last 4 inputs are
+ * padded with zeros). A 6 × 64 tile of sums stays in registers over all inputs and is scaled, biased, activated, added to
+ * the residual and rounded once, on its way to memory. */
+#include <stdint.h>
+#include <stdlib.h>
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+enum { PANEL = 64, TILE = 6, CHUNK = 96 };
+enum { ACT_NONE, ACT_GELU, ACT_GELU_TANH, ACT_SILU, ACT_RELU, ACT_SWIGLU };
+enum { STATIC, PER_ROW, PER_TENSOR };
+
+int has_vnni(void) { return 1; }
+
+/* ---- elements: float32 or bfloat16 in memory, float32 in registers ---- */
+
+INLINE __m512 widen(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+INLINE __m256i narrow(__m512 f) {
+#ifdef __AVX512BF16__
+    return (__m256i)_mm512_cvtneps_pbh(f);
+#else
+    __m512i u = _mm512_castps_si512(f), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    u = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    u = _mm512_mask_mov_epi32(u, _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(u, 16));
+#endif
+}
+INLINE __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1); }
+INLINE __m512 get(const void *x, int64_t i, int bf16, __mmask16 k) {
+    return bf16 ? widen(_mm256_maskz_loadu_epi16(k, (const uint16_t *)x + i)) : _mm512_maskz_loadu_ps(k, (const float *)x + i);
+}
+INLINE void put(void *y, int64_t i, int bf16, __mmask16 k, __m512 f) {
+    if (k == 0xffff) {
+        if (bf16) _mm256_storeu_si256((__m256i *)((uint16_t *)y + i), narrow(f));
+        else _mm512_storeu_ps((float *)y + i, f);
+    } else if (bf16) _mm256_mask_storeu_epi16((uint16_t *)y + i, k, narrow(f));
+    else _mm512_mask_storeu_ps((float *)y + i, k, f);
+}
+
+/* ---- functions of one vector ---- */
+
+#define K(v) _mm512_set1_ps(v)
+INLINE __m512 exp_(__m512 x) { /* Cephes expf: relative error 2e-7 */
+    x = _mm512_min_ps(_mm512_max_ps(x, K(-87.3f)), K(88.3f));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, K(1.44269504f)), 8);
+    __m512 f = _mm512_fnmadd_ps(n, K(-2.12194440e-4f), _mm512_fnmadd_ps(n, K(0.693359375f), x));
+    __m512 p = _mm512_fmadd_ps(K(1.9875691500e-4f), f, K(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, f, K(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, f, K(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, f, K(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, f, K(5.0000001201e-1f));
+    return _mm512_scalef_ps(_mm512_fmadd_ps(_mm512_mul_ps(p, f), f, _mm512_add_ps(f, K(1.0f))), n);
+}
+INLINE __m512 sigmoid(__m512 x) { return _mm512_div_ps(K(1.0f), _mm512_add_ps(K(1.0f), exp_(_mm512_sub_ps(K(0.0f), x)))); }
+INLINE __m512 gelu(__m512 x) { /* x · (1 + erf(x / √2)) / 2; erf as Eigen's rational function: absolute error 2e-7 */
+    const __m512 z = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(x, K(0.70710678f)), K(-4.0f)), K(4.0f)), w = _mm512_mul_ps(z, z);
+    __m512 p = _mm512_fmadd_ps(K(-2.72614225801306e-10f), w, K(2.77068142495902e-08f));
+    p = _mm512_fmadd_ps(p, w, K(-2.10102402082508e-06f));
+    p = _mm512_fmadd_ps(p, w, K(-5.69250639462346e-05f));
+    p = _mm512_fmadd_ps(p, w, K(-7.34990630326855e-04f));
+    p = _mm512_fmadd_ps(p, w, K(-2.95459980854025e-03f));
+    p = _mm512_fmadd_ps(p, w, K(-1.60960333262415e-02f));
+    __m512 q = _mm512_fmadd_ps(K(-1.45660718464996e-05f), w, K(-2.13374055278905e-04f));
+    q = _mm512_fmadd_ps(q, w, K(-1.68282697438203e-03f));
+    q = _mm512_fmadd_ps(q, w, K(-7.37332916720468e-03f));
+    q = _mm512_fmadd_ps(q, w, K(-1.42647390514189e-02f));
+    __m512 r = _mm512_rcp14_ps(q); /* one Newton step: 1e-8 */
+    r = _mm512_mul_ps(r, _mm512_fnmadd_ps(q, r, K(2.0f)));
+    const __m512 half = _mm512_mul_ps(x, K(0.5f));
+    return _mm512_fmadd_ps(half, _mm512_mul_ps(_mm512_mul_ps(z, p), r), half);
+}
+INLINE __m512 gelu_tanh(__m512 x) { /* x / (1 + exp(-2 · 0.79788456 (x + 0.044715 x³))) */
+    __m512 inner = _mm512_mul_ps(x, _mm512_fmadd_ps(_mm512_mul_ps(x, x), K(0.044715f), K(1.0f)));
+    return _mm512_mul_ps(x, sigmoid(_mm512_mul_ps(inner, K(1.59576912f))));
+}
+INLINE __m512 activate(__m512 x, int act) {
+    switch (act) {
+        case ACT_GELU: return gelu(x);
+        case ACT_GELU_TANH: return gelu_tanh(x);
+        case ACT_SILU: return _mm512_mul_ps(x, sigmoid(x));
+        case ACT_RELU: return _mm512_max_ps(x, K(0.0f));
+        default: return x;
+    }
+}
+
+/* ---- linear ---- */
+
+typedef struct {
+    const uint8_t *weight;  /* packed, aligned to 64 */
+    const float *scale, *bias;  /* of each output, padded to a panel */
+    const int32_t *shift;  /* 128 + zero point of each output, padded */
+    int64_t inputs, outputs;
+    int32_t act, mode;  /* mode: STATIC, PER_ROW or PER_TENSOR scale of the input */
+    float input_scale;  /* of STATIC */
+} Linear;
+
+/* weight: int8 (outputs, inputs); to: panels · ceil(inputs / 4) · 256 bytes. */
+void pack_linear(const int8_t *weight, uint8_t *to, int64_t outputs, int64_t inputs) {
+    const int64_t quads = (inputs + 3) / 4, panels = (outputs + PANEL - 1) / PANEL;
+    for (int64_t p = 0; p < panels; p++)
+        for (int64_t j = 0; j < PANEL; j++) {
+            const int64_t o = p * PANEL + j;
+            for (int64_t i = 0; i < quads * 4; i++)
+                to[((p * quads + i / 4) * PANEL + j) * 4 + i % 4] =
+                    (uint8_t)((o < outputs && i < inputs ? weight[o * inputs + i] : 0) + 128);
+        }
+}
+
+typedef struct { int8_t *codes; float *scales; int32_t *sums; int64_t stride; } Rows; /* codes of a chunk of rows */
+
+INLINE float scale_of(float top) { return top > 0.0f ? top / 127.5f : (top == 0.0f ? 1.0f : NAN); }
+
+INLINE float absmax(const void *x, int bf16, int64_t n) { /* NaN or infinity in x: NaN. The bits of |x| order as integers */
+    __m512i top = _mm512_setzero_si512();
+    for (int64_t i = 0; i < n; i += 16)
+        top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(get(x, i, bf16, first(n - i)))));
+    const uint32_t bits = _mm512_reduce_max_epu32(top);
+    float f;
+    memcpy(&f, &bits, 4);
+    return bits < 0x7f800000u ? f : NAN;
+}
+
+/* codes = clamp(round(x / scale), -128, 127). The quotient is rounded as a division rounds it (Markstein's correction of the
+ * product with the reciprocal, at a third of the time): otherwise codes that lie on a tie would move. */
+INLINE void quantize_row(const void *x, int bf16, int64_t n, float scale, int8_t *codes, int64_t stride, int32_t *sum) {
+    __m512i total = _mm512_setzero_si512();
+    const __m512 s = K(scale), inverse = K(1.0f / scale);
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 k = first(n - i);
+        const __m512 v = get(x, i, bf16, k);
+        __m512 d = _mm512_mul_ps(v, inverse);
+        d = _mm512_fmadd_ps(_mm512_fnmadd_ps(d, s, v), inverse, d);
+        __m512i q = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(d, K(-128.0f)), K(127.0f)));
+        q = _mm512_maskz_mov_epi32(k, q);
+        total = _mm512_add_epi32(total, q);
+        _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtepi32_epi8(q)); /* past n: zeros, within stride */
+    }
+    for (int64_t i = (n + 15) / 16 * 16; i < stride; i += 16) _mm_storeu_si128((__m128i *)(codes + i), _mm_setzero_si128());
+    *sum = _mm512_reduce_add_epi32(total);
+}
+
+typedef struct { const Linear *l; const float *scales; const int32_t *sums; const void *residual; void *y; int bf16; } Out;
+
+INLINE __m512 finish(const Linear *l, __m512i acc, int64_t c, __m512 scale, __m512i sum) {
+    const __m512i exact = _mm512_sub_epi32(acc, _mm512_mullo_epi32(sum, _mm512_loadu_si512(l->shift + c)));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), _mm512_mul_ps(scale, _mm512_loadu_ps(l->scale + c)), _mm512_loadu_ps(l->bias + c));
+}
+INLINE void store(const Out *o, int64_t row, int64_t c, int64_t width, __m512 f) {
+    const __mmask16 k = first(width - c);
+    if (!k) return;
+    if (o->residual) f = _mm512_add_ps(f, get(o->residual, row * width + c, o->bf16, k));
+    put(o->y, row * width + c, o->bf16, k, f);
+}
+/* Four vectors of sums, 64 outputs of one row. Outlined of the tile so that the product's registers are free. */
+INLINE void finish_row(const Out *o, int64_t r, int64_t row, int64_t c, __m512i a0, __m512i a1, __m512i a2, __m512i a3) {
+    const Linear *l = o->l;
+    const __m512 s = K(o->scales[r]);
+    const __m512i sum = _mm512_set1_epi32(o->sums[r]);
+    __m512 f0 = finish(l, a0, c, s, sum), f1 = finish(l, a1, c + 16, s, sum);
+    __m512 f2 = finish(l, a2, c + 32, s, sum), f3 = finish(l, a3, c + 48, s, sum);
+    store(o, row, c, l->outputs, activate(f0, l->act));
+    store(o, row, c + 16, l->outputs, activate(f1, l->act));
+    store(o, row, c + 32, l->outputs, activate(f2, l->act));
+    store(o, row, c + 48, l->outputs, activate(f3, l->act));
+}
+
+/* Assembler, because gcc spills the intrinsic's sums to the stack. */
+#define DOT(acc, b, v) __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(b), "v"(v))
+#define ZERO(i) __m512i c##i##0 = _mm512_setzero_si512(), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
+#define STEP(i) { const __m512i v = _mm512_set1_epi32(*(const int32_t *)(a + i * stride + q)); \
+                  DOT(c##i##0, b0, v); DOT(c##i##1, b1, v); DOT(c##i##2, b2, v); DOT(c##i##3, b3, v); }
+#define DONE(i) finish_row(o, r + i, row + i, c, c##i##0, c##i##1, c##i##2, c##i##3);
+#define ROWS1(F) F(0)
+#define ROWS2(F) ROWS1(F) F(1)
+#define ROWS3(F) ROWS2(F) F(2)
+#define ROWS4(F) ROWS3(F) F(3)
+#define ROWS5(F) ROWS4(F) F(4)
+#define ROWS6(F) ROWS5(F) F(5)
+/* N rows × one panel: a are their codes, r and row the first one's number in the chunk and in y. */
+#define TILE_OF(N)                                                                                                             \
+    static void tile##N(const Out *o, const int8_t *a, int64_t stride, const uint8_t *b, int64_t inputs, int64_t r, int64_t row, \
+                        int64_t c) {                                                                                           \
+        ROWS##N(ZERO)                                                                                                          \
+        for (int64_t q = 0; q < inputs; q += 4, b += 256) {                                                                    \
+            const __m512i b0 = _mm512_load_si512(b), b1 = _mm512_load_si512(b + 64), b2 = _mm512_load_si512(b + 128),          \
+                          b3 = _mm512_load_si512(b + 192);                                                                     \
+            ROWS##N(STEP)                                                                                                      \
+        }                                                                                                                      \
+        ROWS##N(DONE)                                                                                                          \
+    }
+TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4) TILE_OF(5) TILE_OF(6)
+static void (*const tiles[])(const Out *, const int8_t *, int64_t, const uint8_t *, int64_t, int64_t, int64_t, int64_t) = {
+    0, tile1, tile2, tile3, tile4, tile5, tile6};
+
+/* Panels p0 … p1 of `rows` rows, whose first is number `row` in y. */
+static void product(const Out *o, const Rows *x, int64_t rows, int64_t row, int64_t p0, int64_t p1) {
+    const int64_t quads = (o->l->inputs + 3) / 4;
+    for (int64_t p = p0; p < p1; p++)
+        for (int64_t r = 0; r < rows; r += TILE)
+            tiles[rows - r < TILE ? rows - r : TILE](o, x->codes + r * x->stride, x->stride, o->l->weight + p * quads * 256,
+                                                     quads * 4, r, row + r, p * PANEL);
+}
+
+static __thread void *scratch_memory;
+static __thread size_t scratch_size;
+static void *scratch(size_t bytes) { /* of this thread, aligned to 64 */
+    if (bytes > scratch_size) {
+        free(scratch_memory);
+        scratch_size = (bytes + 65535) / 65536 * 65536;
+        scratch_memory = aligned_alloc(64, scratch_size);
+    }
+    return scratch_memory;
+}
+static Rows make_rows(int64_t rows, int64_t inputs, char *memory) {
+    const int64_t stride = (inputs + 63) / 64 * 64;
+    Rows x = {(int8_t *)memory, 0, 0, stride};
+    x.scales = (float *)(memory + rows * stride);
+    x.sums = (int32_t *)(x.scales + rows);
+    return x;
+}
+static size_t bytes_of_rows(int64_t rows, int64_t inputs) { return (rows * ((inputs + 63) / 64 * 64 + 8) + 127) / 64 * 64; }
+
+INLINE void quantize_rows_(const Linear *l, const void *x, int bf16, int64_t row, int64_t r, int64_t count, float common, const Rows *to) {
+    const int64_t n = l->inputs, width = bf16 ? 2 : 4;
+    for (int64_t i = 0; i < count; i++) {
+        const char *in = (const char *)x + (row + i) * n * width;
+        const float scale = l->mode == PER_ROW ? scale_of(absmax(in, bf16, n)) : common;
+        to->scales[r + i] = scale;
+        quantize_row(in, bf16, n, scale, to->codes + (r + i) * to->stride, to->stride, to->sums + r + i);
+        /* a static scale hides what is not finite: look, so that the row's output is NaN */
+        if (l->mode == STATIC && absmax(in, bf16, n) != absmax(in, bf16, n)) to->scales[r + i] = NAN;
+    }
+}
+
+/* y = silu(gate) · up of `rows` rows of (gate | up), each `n` wide. */
+static void gate(const void *both, void *y, int64_t rows, int64_t row, int64_t n, int bf16) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < n; i += 16) {
+            const __mmask16 k = first(n - i);
+            const __m512 g = activate(get(both, 2 * r * n + i, bf16, k), ACT_SILU);
+            put(y, (row + r) * n + i, bf16, k, _mm512_mul_ps(g, get(both, (2 * r + 1) * n + i, bf16, k)));
+        }
+}
+
+/* y (rows, outputs) = act(x Wᵀ + b) + residual; x (rows, inputs) and y, residual dense, float32 or bfloat16. With SwiGLU
+ * the first half of the outputs gates the second, y is (rows, outputs / 2), and there is no residual. Many rows: each thread quantizes and multiplies chunks of its own, so that codes and sums never
+ * leave its cache. Few rows: the codes are shared and each thread takes some panels. */
+void linear(const Linear *l, const void *x, const void *residual, void *y, int64_t rows, int bf16, int threads) {
+    const int64_t panels = (l->outputs + PANEL - 1) / PANEL;
+    const int gated = l->act == ACT_SWIGLU;
+    float common = l->input_scale;
+    if (l->mode == PER_TENSOR) {
+        float top = 0.0f;
+        const int64_t n = l->inputs;
+        int bad = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(max : top) reduction(| : bad) if (threads > 1 && rows * n > 65536)
+        for (int64_t r = 0; r < rows; r++) {
+            const float found = absmax((const char *)x + r * n * (bf16 ? 2 : 4), bf16, n);
+            bad |= found != found;
+            top = found > top ? found : top;
+        }
+        common = bad ? NAN : scale_of(top);
+    }
+    if (rows >= 2 * 16 * threads || threads == 1) {
+        int64_t chunks = (rows + CHUNK - 1) / CHUNK;
+        chunks = (chunks + threads - 1) / threads * threads; /* the same number for each */
+        const int64_t step = ((rows + chunks - 1) / chunks + TILE - 1) / TILE * TILE;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+        for (int64_t row = 0; row < rows; row += step) {
+            const int64_t count = rows - row < step ? rows - row : step;
+            const size_t own = bytes_of_rows(count, l->inputs);
+            char *memory = scratch(own + (gated ? count * l->outputs * 4 : 0));
+            const Rows mine = make_rows(count, l->inputs, memory);
+            quantize_rows_(l, x, bf16, row, 0, count, common, &mine);
+            const Out o = {l, mine.scales, mine.sums, residual, gated ? memory + own : y, bf16};
+            product(&o, &mine, count, gated ? 0 : row, 0, panels);
+            if (gated) gate(memory + own, y, count, row, l->outputs / 2, bf16);
+        }
+        return;
+    }
+    const size_t own = bytes_of_rows(rows, l->inputs);
+    char *memory = scratch(own + (gated ? rows * l->outputs * 4 : 0));
+    const Rows all = make_rows(rows, l->inputs, memory);
+    quantize_rows_(l, x, bf16, 0, 0, rows, common, &all);
+    const Out o = {l, all.scales, all.sums, residual, gated ? memory + own : y, bf16};
+#pragma omp parallel for schedule(static) num_threads(threads) if (panels * rows * l->inputs > 16384)
+    for (int64_t p = 0; p < panels; p++) product(&o, &all, rows, 0, p, p + 1);
+    if (gated) gate(memory + own, y, rows, 0, l->outputs / 2, bf16);
+}
+
+/* ---- embedding: rows of an int8 table, (code - zero point) · scale ---- */
+
+void embed(const int64_t *ids, const int8_t *table, const float *scales, const float *zeros, void *y, int64_t rows, int64_t n,
+           int bf16, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * n > 65536)
+    for (int64_t r = 0; r < rows; r++) {
+        const __m512 scale = K(scales[ids[r]]), zero = K(zeros ? zeros[ids[r]] : 0.0f);
+        for (int64_t i = 0; i < n; i += 16) {
+            const __mmask16 k = first(n - i);
+            const __m512 code = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(k, table + ids[r] * n + i)));
+            put(y, r * n + i, bf16, k, _mm512_mul_ps(_mm512_sub_ps(code, zero), scale));
+        }
+    }
+}
+
+/* ---- normalisation: y = (x - mean) / sqrt(var + eps) · weight + bias of each row; rms: without mean and bias ---- */
+
+void norm(const void *x, const float *weight, const float *bias, void *y, int64_t rows, int64_t n, float eps, int rms, int bf16,
+          int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * n > 65536)
+    for (int64_t r = 0; r < rows; r++) {
+        __m512 sum = K(0.0f), squares = K(0.0f);
+        if (!rms)
+            for (int64_t i = 0; i < n; i += 16) sum = _mm512_add_ps(sum, get(x, r * n + i, bf16, first(n - i)));
+        const __m512 mean = K(_mm512_reduce_add_ps(sum) / n);
+        for (int64_t i = 0; i < n; i += 16) {
+            const __mmask16 k = first(n - i);
+            const __m512 d = _mm512_maskz_sub_ps(k, get(x, r * n + i, bf16, k), mean);
+            squares = _mm512_fmadd_ps(d, d, squares);
+        }
+        const __m512 factor = K(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / n + eps));
+        for (int64_t i = 0; i < n; i += 16) {
+            const __mmask16 k = first(n - i);
+            const __m512 d = _mm512_mul_ps(_mm512_sub_ps(get(x, r * n + i, bf16, k), mean), factor);
+            const __m512 b = bias ? _mm512_maskz_loadu_ps(k, bias + i) : K(0.0f);
+            put(y, r * n + i, bf16, k, _mm512_fmadd_ps(d, _mm512_maskz_loadu_ps(k, weight + i), b));
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+typedef struct {
+    const void *q, *k, *v;  /* (batch, length, heads, width) by the strides below; width is dense */
+    void *y;  /* (batch, queries, heads, width), dense */
+    const void *mask;  /* (batch, heads, queries, keys) by its strides, or null */
+    int64_t batch, heads, groups, queries, keys, width;  /* groups: query heads a key head serves */
+    int64_t q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head;  /* strides in elements */
+    int64_t m_batch, m_head, m_row, m_key;
+    float scale;
+    int32_t causal, bf16, mask_kind;  /* mask_kind: 1 bool (true: attend), 2 added float32, 3 added bfloat16 */
+} Attention;
+
+/* y (6, columns) = a (6, n) · b (n, columns) with four bytes of a and b as one step: a float32, or two bfloat16 whose
+ * products are added. `stride` of a, `ldb` and `ldy` count steps and floats. */
+#define FMA(acc, b, v) __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(b), "v"(v))
+#define DOT_BF16(acc, b, v) __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(b), "v"(v))
+#define WIDE_ZERO(i) __m512 c##i##0 = K(0.0f), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
+#define WIDE_STEP(i) { const __m512 v = _mm512_set1_ps(a[i * stride]); MUL(c##i##0, b0, v); MUL(c##i##1, b1, v); MUL(c##i##2, b2, v); MUL(c##i##3, b3, v); }
+#define WIDE_DONE(i) _mm512_store_ps(y + i * ldy, c##i##0); _mm512_store_ps(y + i * ldy + 16, c##i##1);                   \
+                     _mm512_store_ps(y + i * ldy + 32, c##i##2); _mm512_store_ps(y + i * ldy + 48, c##i##3);
+#define HALF_ZERO(i) __m512 c##i##0 = K(0.0f), c##i##1 = c##i##0;
+#define HALF_STEP(i) { const __m512 v = _mm512_set1_ps(a[i * stride]); MUL(c##i##0, b0, v); MUL(c##i##1, b1, v); }
+#define HALF_DONE(i) _mm512_store_ps(y + i * ldy, c##i##0); _mm512_store_ps(y + i * ldy + 16, c##i##1);
+#define MULTIPLY(NAME)                                                                                                         \
+    static void NAME(const float *left, int64_t stride, const float *right, int64_t ldb, int64_t columns, int64_t n, float *out, \
+                     int64_t ldy) {                                                                                            \
+        int64_t column = 0;                                                                                                    \
+        for (; column + 64 <= columns; column += 64) {                                                                         \
+            const float *a = left, *b = right + column;                                                                        \
+            float *y = out + column;                                                                                           \
+            ROWS6(WIDE_ZERO)                                                                                                   \
+            for (int64_t i = 0; i < n; i++, a++, b += ldb) {                                                                   \
+                const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16), b2 = _mm512_load_ps(b + 32),                 \
+                             b3 = _mm512_load_ps(b + 48);                                                                      \
+                ROWS6(WIDE_STEP)                                                                                               \
+            }                                                                                                                  \
+            ROWS6(WIDE_DONE)                                                                                                   \
+        }                                                                                                                      \
+        for (; column < columns; column += 32) {                                                                               \
+            const float *a = left, *b = right + column;                                                                        \
+            float *y = out + column;                                                                                           \
+            ROWS6(HALF_ZERO)                                                                                                   \
+            for (int64_t i = 0; i < n; i++, a++, b += ldb) {                                                                   \
+                const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);                                              \
+                ROWS6(HALF_STEP)                                                                                               \
+            }                                                                                                                  \
+            ROWS6(HALF_DONE)                                                                                                   \
+        }                                                                                                                      \
+    }
+#define MUL FMA
+MULTIPLY(multiply_f32)
+#undef MUL
+#ifdef __AVX512BF16__
+#define MUL DOT_BF16
+MULTIPLY(multiply_bf16)
+#undef MUL
+enum { PAIRS = 1 };
+#else
+#define multiply_bf16 multiply_f32
+enum { PAIRS = 0 };
+#endif
+
+INLINE __m512 masked(const Attention *t, __m512 s, int64_t b, int64_t h, int64_t row, int64_t key, __mmask16 in) {
+    const int64_t at = b * t->m_batch + h * t->m_head + row * t->m_row + key * t->m_key;
+    if (t->mask_kind == 1) {
+        __mmask16 keep;
+        if (t->m_key) keep = _mm_mask_test_epi8_mask(in, _mm_maskz_loadu_epi8(in, (const uint8_t *)t->mask + at), _mm_set1_epi8(-1));
+        else keep = ((const uint8_t *)t->mask)[at] ? in : 0;
+        return _mm512_mask_mov_ps(K(-INFINITY), keep, s);
+    }
+    return _mm512_add_ps(s, get(t->mask, at, t->mask_kind == 3, in));
+}
+
+/* Softmax of one row of scores, left unnormalised; returns 1 / sum. A row without any key gives zeros, as torch does. */
+INLINE float soften(const Attention *t, float *s, int64_t b, int64_t h, int64_t row, int64_t keys, int64_t padded) {
+    const int64_t seen = t->causal && row + 1 < keys ? row + 1 : keys;
+    __m512 top = K(-INFINITY), sum = K(0.0f);
+    for (int64_t i = 0; i < seen; i += 16) {
+        const __mmask16 in = first(seen - i);
+        __m512 x = _mm512_mul_ps(_mm512_load_ps(s + i), K(t->scale));
+        if (t->mask) x = masked(t, x, b, h, row, i, in);
+        x = _mm512_mask_mov_ps(K(-INFINITY), in, x);
+        _mm512_store_ps(s + i, x);
+        top = _mm512_max_ps(top, x);
+    }
+    const float most = _mm512_reduce_max_ps(top);
+    if (most == -INFINITY) {
+        memset(s, 0, padded * sizeof(float));
+        return 0.0f;
+    }
+    int64_t i = 0;
+    for (; i < seen; i += 16) {
+        const __m512 x = _mm512_load_ps(s + i);
+        const __m512 e = _mm512_mask_mov_ps(exp_(_mm512_sub_ps(x, K(most))), _mm512_cmp_ps_mask(x, K(-INFINITY), _CMP_EQ_OQ), K(0.0f));
+        _mm512_store_ps(s + i, e);
+        sum = _mm512_add_ps(sum, e);
+    }
+    for (; i < padded; i += 16) _mm512_store_ps(s + i, K(0.0f));
+    return 1.0f / _mm512_reduce_add_ps(sum);
+}
+
+/* 16 steps of 16 rows, `row` bytes apart, transposed to 16 rows of 16 steps, `ldy` apart; rows from `rows` on are zeros. */
+INLINE void transpose16(const char *x, int64_t row, int64_t rows, int64_t steps, float *y, int64_t ldy) {
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; i++) r[i] = i < rows ? _mm512_maskz_loadu_epi32(first(steps), x + i * row) : _mm512_setzero_si512();
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        const __m512i a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        const __m512i c = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88), d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+        t[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        t[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+    for (int i = 0; i < 16 && i < steps; i++) _mm512_store_si512(y + i * ldy, t[i]);
+}
+
+/* The last key that any of these query rows sees, + 1: padding behind it, and a causal mask's other half, cost nothing. */
+INLINE int64_t reach(const Attention *t, int64_t b, int64_t h, int64_t row, int64_t count) {
+    int64_t keys = t->causal && row + count < t->keys ? row + count : t->keys;
+    if (t->mask_kind != 1 || t->m_key != 1) return keys;
+    int64_t most = 0;
+    for (int64_t r = row; r < (t->m_row ? row + count : row + 1); r++) {
+        const uint8_t *m = (const uint8_t *)t->mask + b * t->m_batch + h * t->m_head + r * t->m_row;
+        int64_t i = keys;
+        while (i > most) {
+            const int64_t n = i - most < 64 ? i - most : 64;
+            const __mmask64 in = n == 64 ? ~0ull : (1ull << n) - 1;
+            const __m512i bytes = _mm512_maskz_loadu_epi8(in, m + i - n);
+            const __mmask64 on = _mm512_test_epi8_mask(bytes, bytes);
+            if (on) { most = i - n + 64 - __builtin_clzll(on); break; }
+            i -= n;
+        }
+    }
+    return most;
+}
+
+/* One key head of one batch row, and all query heads that it serves. Where the processor multiplies bfloat16, two of them
+ * make a step; otherwise both are widened. Keys are laid down transposed. */
+static void attend(const Attention *t, int64_t b, int64_t kh) {
+    const int pairs = PAIRS && t->bf16 && t->width % 2 == 0;
+    const int64_t d = t->width, wide = (d + 31) / 32 * 32, keys = t->keys, padded = (keys + 31) / 32 * 32;
+    const int64_t steps = pairs ? d / 2 : d, key_steps = pairs ? (keys + 1) / 2 : keys;
+    const size_t element = t->bf16 ? 2 : 4;
+    float *kt = scratch(sizeof(float) * ((d + 16) * padded + (keys + 1) * wide + TILE * (2 * padded + 2 * wide) + 16 * wide));
+    float *values = kt + (d + 16) * padded, *scores = values + (keys + 1) * wide, *soft = scores + TILE * padded;
+    float *query = soft + TILE * padded, *out = query + TILE * wide, *line = out + TILE * wide;
+    const char *k = (const char *)t->k + (b * t->k_batch + kh * t->k_head) * element;
+    const char *v = (const char *)t->v + (b * t->v_batch + kh * t->v_head) * element;
+    for (int64_t i = 0; i < padded; i += 16)
+        for (int64_t c = 0; c < steps; c += 16) {
+            const int64_t rows = keys - i < 16 ? (keys > i ? keys - i : 0) : 16;
+            if (!pairs && t->bf16) { /* widened first */
+                for (int64_t r = 0; r < rows; r++) _mm512_store_ps(line + r * 16, get(k, (i + r) * t->k_row + c, 1, first(d - c)));
+                transpose16((const char *)line, 64, rows, steps - c, kt + c * padded + i, padded);
+            } else transpose16(k + (i * t->k_row) * element + c * 4, t->k_row * element, rows, steps - c, kt + c * padded + i, padded);
+        }
+    for (int64_t i = 0; i < key_steps; i++)
+        for (int64_t c = 0; c < wide; c += 16) {
+            const __mmask16 in = first(d - c);
+            if (!pairs) {
+                _mm512_store_ps(values + i * wide + c, get(v, i * t->v_row + c, t->bf16, in));
+                continue;
+            }
+            const uint16_t *row = (const uint16_t *)v + 2 * i * t->v_row + c;
+            const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(in, row));
+            const __m512i high = 2 * i + 1 < keys ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(in, row + t->v_row)) : _mm512_setzero_si512();
+            _mm512_store_si512(values + i * wide + c, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+    for (int64_t h = kh * t->groups; h < (kh + 1) * t->groups; h++)
+        for (int64_t row = 0; row < t->queries; row += TILE) {
+            const int64_t count = t->queries - row < TILE ? t->queries - row : TILE;
+            const int64_t seen = reach(t, b, h, row, count), near = (seen + 31) / 32 * 32;
+            const char *q = (const char *)t->q + (b * t->q_batch + h * t->q_head) * element;
+            for (int64_t r = 0; r < TILE; r++)
+                for (int64_t c = 0; c < wide; c += 16) {
+                    if (pairs && c < wide / 2) {
+                        const uint16_t *at = (const uint16_t *)q + (row + r) * t->q_row + 2 * c;
+                        _mm512_store_si512(query + r * wide + c, r < count ? _mm512_maskz_loadu_epi32(first(steps - c), at) : _mm512_setzero_si512());
+                    } else if (!pairs)
+                        _mm512_store_ps(query + r * wide + c, r < count ? get(q, (row + r) * t->q_row + c, t->bf16, first(d - c)) : K(0.0f));
+                }
+            float inverse[TILE];
+            if (pairs) multiply_bf16(query, wide, kt, padded, near, steps, scores, padded);
+            else multiply_f32(query, wide, kt, padded, near, steps, scores, padded);
+            for (int64_t r = 0; r < count; r++) inverse[r] = soften(t, scores + r * padded, b, h, row + r, seen, near);
+            if (pairs) {
+                for (int64_t r = 0; r < TILE; r++)
+                    for (int64_t i = 0; i < near; i += 16)
+                        _mm256_store_si256((__m256i *)((uint16_t *)(soft + r * padded) + i), narrow(_mm512_load_ps(scores + r * padded + i)));
+                multiply_bf16(soft, padded, values, wide, wide, (seen + 1) / 2, out, wide);
+            } else multiply_f32(scores, padded, values, wide, wide, seen, out, wide);
+            for (int64_t r = 0; r < count; r++)
+                for (int64_t c = 0; c < d; c += 16)
+                    put(t->y, ((b * t->queries + row + r) * t->heads + h) * d + c, t->bf16, first(d - c),
+                        _mm512_mul_ps(_mm512_load_ps(out + r * wide + c), K(inverse[r])));
+        }
+}
+void attention(const Attention *t, int threads) {
+    const int64_t heads = t->heads / t->groups;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && t->batch * t->heads * t->queries * t->keys > 4096)
+    for (int64_t i = 0; i < t->batch * heads; i++) attend(t, i / heads, i % heads);
+}
+
+#else
+int has_vnni(void) { return 0; }
+#endif

@@ -1,0 +1,53 @@
+"""Compile a C file once a machine with the system's C compiler, and load it.
+
+Nothing is compiled where there is no compiler, or with AUTOQUANT_NATIVE=0. A library is cached under the user's cache
+folder by the hash of its source, flags, compiler and processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "autoquant"
+
+
+@functools.cache
+def load_library(source: Path, extra: tuple[str, ...] = ()) -> ctypes.CDLL | None:
+    """The compiled library of `source`; None where it cannot be had: torch operations then compute the same."""
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    if os.environ.get("AUTOQUANT_NATIVE") == "0" or compiler is None or platform.system() != "Linux":
+        return None
+    flags = (*FLAGS, *extra)
+    key = hashlib.sha256(source.read_bytes() + f"{compiler}{flags}{_processor()}".encode()).hexdigest()[:16]
+    target = cache_folder() / f"{source.stem}-{key}.so"
+    try:
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+                built = Path(scratch) / target.name
+                subprocess.run([compiler, *flags, str(source), "-o", str(built), "-lm"], check=True, capture_output=True)
+                os.replace(built, target)
+        return ctypes.CDLL(str(target))
+    except (OSError, subprocess.SubprocessError):
+        return None  # no usable compiler or cache folder
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("flags")), platform.machine())
