@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from autoquant.models.layers import Inventory, get_module, keeps_dtype
+from autoquant.models.layers import Inventory, cast_floats, get_module, share
 from autoquant.schemes import SCHEMES, layer_bytes, project
 
 
@@ -29,16 +29,8 @@ def price_bytes(
 
 
 def other_bytes(model: nn.Module, inventory: Inventory, base_dtype: str) -> int:
-    """Bytes of the parameters and persistent buffers that belong to no layer; floats in the base dtype, but for those
-    that the model wants in float32."""
-    dtype = getattr(torch, base_dtype)
-    owned = {id(p) for layer in inventory.layers for p in get_module(model, layer.name).parameters(recurse=False)}
-    seen: set[int] = set()
-    total = 0
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) in owned or id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        cast = tensor.is_floating_point() and not (isinstance(tensor, nn.Parameter) and keeps_dtype(model, name, dtype))
-        total += tensor.numel() * (dtype.itemsize if cast else tensor.element_size())
-    return total
+    """Bytes of the parameters and persistent buffers that belong to no layer, each once, in a model of `base_dtype`."""
+    cast = cast_floats(share(model, "meta"), getattr(torch, base_dtype))
+    owned = {id(p) for layer in inventory.layers for p in get_module(cast, layer.name).parameters(recurse=False)}
+    rest = {id(tensor): tensor.nbytes for tensor in cast.state_dict(keep_vars=True).values() if id(tensor) not in owned}
+    return sum(rest.values())

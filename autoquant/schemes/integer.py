@@ -96,6 +96,15 @@ def quantize_input(x: Tensor, args: QuantizationArgs, scale: Tensor | None = Non
     return torch.round(x / scale).clamp_(INT8_MIN, INT8_MAX).to(torch.int8), scale
 
 
+def static_scale(absmax: float, dtype: torch.dtype, name: str = "input") -> Tensor:
+    """(1,) the scale of inputs that were calibrated to lie within ±`absmax`, rounded up to `dtype` as a weight's is.
+
+    Raises:
+        NumericsError: it is too large for `dtype`.
+    """
+    return _stored(torch.tensor([absmax / 127.5]), dtype, name)
+
+
 def _range(weight: Tensor, strategy: str) -> tuple[Tensor, Tensor]:
     if strategy == "channel":
         return torch.aminmax(weight, dim=1, keepdim=True)

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, BertConfig, BertModel
 
-from autoquant.checkpoint import load, promised_bytes, quantize_model, write_checkpoint
+from autoquant.checkpoint import load, write_checkpoint
 from autoquant.errors import CheckpointError
 from autoquant.runtimes.torch_runtime import FloatLayer, Int8Conv2d, Int8Embedding, Int8Linear
+from tests.maps import assembled, promised_bytes
 
 from .conftest import Tower, make_map, output
 
@@ -27,7 +28,7 @@ def test_conv1d_and_float_layers_of_another_dtype_round_trip(gpt2: nn.Module, tm
     assert layer_map.format == "autoquant"
     write_checkpoint(gpt2, layer_map, tmp_path / "out")
     loaded = load(tmp_path / "out")
-    assert torch.equal(output(loaded), output(quantize_model(gpt2, layer_map)))
+    assert torch.equal(output(loaded), output(assembled(gpt2, layer_map)))
     block = loaded.transformer.h[0]
     kinds = (type(block.attn.c_attn), type(block.mlp.c_fc), type(loaded.transformer.wte))
     assert kinds == (Int8Linear, FloatLayer, Int8Embedding)
@@ -38,7 +39,7 @@ def test_a_convolution_round_trips(dinov2: nn.Module, tmp_path: Path) -> None:
     write_checkpoint(dinov2, layer_map, tmp_path / "out")
     loaded = load(tmp_path / "out")
     assert isinstance(loaded.dinov2.embeddings.patch_embeddings.projection, Int8Conv2d)
-    assert torch.equal(output(loaded), output(quantize_model(dinov2, layer_map)))
+    assert torch.equal(output(loaded), output(assembled(dinov2, layer_map)))
 
 
 @pytest.mark.parametrize("base", ["float32", "bfloat16"])
@@ -50,7 +51,7 @@ def test_a_module_outside_transformers_round_trips(tower: nn.Module, tmp_path: P
     other = Tower()
     other.shift = tower.shift  # not stored: the architecture's own
     loaded = load(tmp_path / "out", model=other)
-    assert torch.equal(output(loaded), output(quantize_model(tower, layer_map)))
+    assert torch.equal(output(loaded), output(assembled(tower, layer_map)))
     with pytest.raises(CheckpointError, match="model=built"):
         load(tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"another model|no layer"):
@@ -88,7 +89,7 @@ def test_another_tools_folder_with_class_targets(bert: nn.Module, tmp_path: Path
         "input_activations": _args("token", True),
     }
     _edit(tmp_path / "out", lambda c: c.update(config_groups={"group_0": group}, ignore=["classifier"]))
-    assert torch.equal(output(load(tmp_path / "out")), output(quantize_model(bert, layer_map)))
+    assert torch.equal(output(load(tmp_path / "out")), output(assembled(bert, layer_map)))
 
 
 def test_a_plain_folder_keeps_its_dtype(tmp_path: Path) -> None:
