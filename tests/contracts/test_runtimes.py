@@ -5,6 +5,8 @@ A new runtime joins by being in `RUNTIMES`, a new scheme by being in `SCHEMES`.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -213,8 +215,36 @@ def test_compiled_codes_are_the_codes_of_the_definition(strategy: str) -> None:
         scale = torch.tensor([0.0123]) if strategy == "static" else None
         codes, scales = quantize_input(x, scheme, scale)
         found, found_scales, sums = native.quantize_rows(x, scale=scale, per_row=strategy == "token", with_sums=True)
-        assert torch.equal(found, codes) and torch.equal(found_scales, scales.reshape(-1)) and sums is not None
+        assert torch.equal(found, codes) and torch.equal(found_scales, scales.flatten()) and sums is not None
         assert torch.equal(sums, codes.sum(1, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("kind", ["linear", "no_bias", "patchify"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_row_that_is_not_finite_gives_no_finite_output(
+    runtime: Runtime, kind: str, name: str, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation looks for NaN in the model's output: a kernel must not hide it, nor spread it to other rows."""
+    if not compiled:
+        monkeypatch.setattr(native, "available", lambda dtype=torch.float32: False)
+    built = prepare(runtime, kind, name, dtype)
+    module = built.build()
+    clean = torch.randn(20, 3, 2, 3) if kind == "patchify" else torch.randn(20, built.layer.shape[1])
+    clean[[0, 7]] = 0
+    clean = clean.to(dtype)
+    expected = run(module, clean).flatten(1)
+    for row, bad in itertools.product((0, 7), (math.nan, -math.nan, math.inf, -math.inf)):
+        x = clean.clone()
+        x[row].view(-1)[-1] = bad
+        y = run(module, x).flatten(1)
+        # A float product may give infinity for infinity; an integer product gives NaN.
+        assert bool(y[row].isnan().all() if built.scheme.input else (~y[row].isfinite()).all())
+        if "a8-tensor" in name:
+            assert bool(y.isnan().all()), "one scale for all rows: it is lost"
+        else:
+            good = torch.arange(20) != row
+            assert torch.equal(y[good], expected[good]) and bool(y[good].isfinite().all())
 
 
 @pytest.mark.parametrize("name", ["int8-channel-asym/a8-token", "int8-tensor-sym/a8-tensor", "int8-channel-sym"])
