@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -245,6 +248,45 @@ def test_a_row_that_is_not_finite_gives_no_finite_output(
         else:
             good = torch.arange(20) != row
             assert torch.equal(y[good], expected[good]) and bool(y[good].isfinite().all())
+
+
+UNALIGNED = """
+import sys
+import torch
+from torch import nn
+from autoquant.models.layers import inspect
+from autoquant.runtimes import RUNTIMES
+from autoquant.schemes import SCHEMES, QuantizedTensor, dequantize, quantize
+
+scheme = SCHEMES["int8-channel-sym"]
+for dtype in (torch.bfloat16, torch.float16):
+    for width in (16, 21, 31, 32, 48, 96, 100):
+        source = nn.Linear(width, 40)
+        (layer,) = inspect(nn.Sequential(source)).layers
+        q = quantize(source.weight, scheme.weights, scale_dtype=dtype)
+        for offset in (0, 1, 8, 16, 63):
+            shifted = torch.zeros(40 * width + offset, dtype=torch.int8)[offset:].view(40, width).copy_(q.values)
+            weight = QuantizedTensor(shifted, q.scale)
+            module = RUNTIMES[sys.argv[1]]().build(layer, scheme, source, weight, base_dtype=dtype)
+            moved = RUNTIMES[sys.argv[1]]().build(layer, scheme, source, weight, base_dtype=dtype)
+            if "weight" in moved._buffers:
+                moved.weight = shifted  # as whoever maps a file over the buffers would
+            for rows in (1, 4, 16):
+                x = torch.randn(rows, width).to(dtype)
+                expected = nn.functional.linear(x.float(), dequantize(q, torch.float32), source.bias)
+                for each in (module, moved):
+                    with torch.inference_mode():
+                        assert torch.allclose(each(x).float(), expected, rtol=0.05, atol=0.05), (dtype, width, offset)
+"""
+
+
+def test_a_weight_may_start_anywhere_in_memory(runtime: Runtime) -> None:
+    """`_weight_int8pack_mm` kills the process on some, as files hold them; hence a process."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNALIGNED, runtime.name],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-2000:]}"
 
 
 @pytest.mark.parametrize("name", ["int8-channel-asym/a8-token", "int8-tensor-sym/a8-tensor", "int8-channel-sym"])
