@@ -8,8 +8,9 @@ One convention for every format. A quantized layer NAME stores
     NAME.input_scale        base dtype, (1,): calibrated absmax / 127.5, rounded up; static schemes only
     NAME.bias               base dtype
 
-Whatever is shared is stored once, under its first name in `named_modules()`: of layers that share a quantized weight
-the first stores the codes, and each stores a scale of its own (readers tie weights, but not scales).
+A layer in the base dtype is stored as everything else is: cast, unless the model wants it in float32. Whatever is shared
+is stored once, under its first name in `named_modules()`: of layers that share a quantized weight the first stores the
+codes, and each stores a scale of its own (readers tie weights, but not scales).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def payload(model: nn.Module, layer_map: LayerMap) -> Payload:
     """
     base = getattr(torch, layer_map.base_dtype)
     layers = inspect(model).layers
-    schemes = schemes_of(layers, layer_map)
+    schemes = {name: one for name, one in schemes_of(layers, layer_map).items() if one.dtype != layer_map.base_dtype}
     cast = cast_floats(share(model, "meta"), base)
     dtypes = {name: tensor.dtype for name, tensor in _own_tensors(cast)}
     tensors: dict[str, Tensor] = {}

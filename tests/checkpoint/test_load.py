@@ -15,6 +15,7 @@ from transformers import AutoModel, BertConfig, BertModel
 from autoquant.checkpoint import load, write_checkpoint
 from autoquant.errors import CheckpointError
 from autoquant.runtimes.torch_runtime import FloatLayer, Int8Conv2d, Int8Embedding, Int8Linear
+from autoquant.values import FLOAT_DTYPES
 from tests.maps import assembled, promised_bytes
 
 from .conftest import Tower, make_map, output
@@ -32,6 +33,33 @@ def test_conv1d_and_float_layers_of_another_dtype_round_trip(gpt2: nn.Module, tm
     block = loaded.transformer.h[0]
     kinds = (type(block.attn.c_attn), type(block.mlp.c_fc), type(loaded.transformer.wte))
     assert kinds == (Int8Linear, FloatLayer, Int8Embedding)
+
+
+WO = {
+    "none": ("BASE", "BASE"),
+    "all": ("int8-channel-sym/a8-token", "int8-channel-sym/a8-token"),
+    "weights": ("int8-channel-asym", "int8-channel-asym"),
+    "wo": ("BASE", "int8-channel-sym/a8-static"),
+    "all but wo": ("int8-channel-sym/a8-token", "BASE"),
+    "wo in float32": ("int8-channel-sym/a8-token", "float32"),
+}
+
+
+@pytest.mark.parametrize("base", FLOAT_DTYPES)
+@pytest.mark.parametrize("which", WO)
+def test_layers_that_a_model_keeps_in_float32_round_trip(t5: nn.Module, tmp_path: Path, base: str, which: str) -> None:
+    others, wo = (scheme.replace("BASE", base) for scheme in WO[which])
+    layer_map = make_map(t5, others, base, wo=wo, relative_attention_bias=base)
+    info = write_checkpoint(t5, layer_map, tmp_path / "out")
+    loaded, expected = load(tmp_path / "out"), assembled(t5, layer_map)
+    assert torch.equal(output(loaded), output(expected))
+    kept = "float32" if base == "float16" else base
+    for model in (loaded, expected):
+        weight = model.encoder.block[0].layer[1].DenseReluDense.wo.weight
+        assert weight.dtype == getattr(torch, {base: kept, "float32": "float32"}.get(wo, "int8"))
+        assert model.encoder.block[0].layer[1].DenseReluDense.wi.weight.dtype in (getattr(torch, base), torch.int8)
+    assert info["payload_bytes"] == promised_bytes(t5, layer_map)
+    assert (output(loaded) - output(t5)).abs().max() < 0.1 * output(t5).abs().max()
 
 
 def test_a_convolution_round_trips(dinov2: nn.Module, tmp_path: Path) -> None:

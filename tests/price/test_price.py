@@ -85,9 +85,10 @@ def test_bytes_are_those_of_the_checkpoint(model: nn.Module, base: str, tmp_path
         assert promised_bytes(model, layer_map) == written["payload_bytes"]
 
 
-def test_bytes_of_modules_that_stay_in_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["LayerNorm", "query"])
+def test_bytes_of_modules_that_stay_in_float32(tmp_path: Path, kept: str) -> None:
     model = MODELS["bert"](tmp_path / "model").eval()
-    model._keep_in_fp32_modules = ["LayerNorm"]
+    model._keep_in_fp32_modules = [kept]
     layers = {layer.name: "float16" for layer in inspect(model).layers}
     layer_map = LayerMap(layers=layers, base_dtype="float16")
     written = write_checkpoint(model, layer_map, tmp_path / "out")
