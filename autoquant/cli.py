@@ -5,12 +5,14 @@ Heavy imports happen inside the commands, so that `--help` and usage errors answ
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -28,44 +30,66 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="Folder, hub id, or 'default' (all-MiniLM-L6-v2, embedded).")]
-TaskName = Annotated[
-    str | None,
-    typer.Option(
-        "--task", help="What the model is judged by: see 'autoquant list tasks'. Guessed from the model if left out."
-    ),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(help="csv, tsv, jsonl, parquet, txt, npz, a folder, or a hub id. Default: the embedded docstrings."),
-]
-TestData = Annotated[str | None, typer.Option(help="A second source that certification comes from alone.")]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option("--columns", help="ROLE=NAME, or ROLE=NUMBER (from 0) for files without a header. Repeatable."),
-]
-Sizes = Annotated[
-    list[str] | None, typer.Option("--sizes", help="SPLIT=ITEMS for calibration, search, certification. Repeatable.")
-]
-Metric = Annotated[str | None, typer.Option(help="One of the task's metrics.")]
-MaxLength = Annotated[int | None, typer.Option(help="Longest row in tokens.")]
-Out = Annotated[Path | None, typer.Option(help="Run folder; must be empty. Default: the next free one below runs/.")]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(help="Batch size that latency and memory are measured at. Default: 8, of a language model 1."),
-]
-SeqLen = Annotated[
-    int | None,
-    typer.Option(help="Sequence length that latency and memory are measured at. Default: typical of the data."),
-]
-EvalBatch = Annotated[int, typer.Option("--eval-batch-size", help="Rows a batch when accuracy is measured.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: torch's.")]
-Seed = Annotated[int, typer.Option(help="Seed of the splits and the search.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the model.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Space = Annotated[str, typer.Option(help="Search space: a name ('autoquant list spaces') or a YAML file.")]
-NoGrad = Annotated[bool, typer.Option("--no-grad", help="Score layers by output error alone, without a backward pass.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+OPTIONS: dict[str, tuple[Any, Any, str]] = {
+    "task": (str | None, None, "What the model is judged by: see 'autoquant list tasks'. Guessed from the model if left out."),
+    "data": (str | None, None,
+             "csv, tsv, jsonl, parquet, txt, npz, a folder, or a hub id. Default: the embedded docstrings."),
+    "budget": (float, 0.01, "Allowed drop of the metric, 0 to 1 (perplexity: relative rise)."),
+    "relative": (bool, False, "The budget is a share of the float model's metric."),
+    "confidence": (str, "0.95", "Of the bound that must stay within the budget; 'none' judges the point estimate."),
+    "objective": (str, "balanced", "balanced (geometric mean of speed-up and size ratio), latency or memory."),
+    "space": (str, "int8_fp16", "Search space: a name ('autoquant list spaces') or a YAML file."),
+    "strategy": (str, "surrogate", "surrogate, tpe or random."),
+    "runtime": (str, "torch", "Kernels to measure and serve with."),
+    "device": (str, "cpu", "cpu or cuda."),
+    "trials": (int, 16, "Maps to evaluate at most."),
+    "max_minutes": (float | None, None, "Stop searching after this long; certification follows."),
+    "rungs": (int, 2, "Quantized maps that may be tested on the certification data."),
+    "test_data": (str | None, None, "A second source that certification comes from alone."),
+    "columns": (list[str] | None, None, "ROLE=NAME, or ROLE=NUMBER (from 0) for files without a header. Repeatable."),
+    "sizes": (list[str] | None, None, "SPLIT=ITEMS for calibration, search, certification. Repeatable."),
+    "metric": (str | None, None, "One of the task's metrics."),
+    "max_length": (int | None, None, "Longest row in tokens."),
+    "batch_size": (int | None, None,
+                   "Batch size that latency and memory are measured at. Default: 8, of a language model 1."),
+    "seq_len": (int | None, None, "Sequence length that latency and memory are measured at. Default: typical of the data."),
+    "eval_batch_size": (int, 32, "Rows a batch when accuracy is measured."),
+    "threads": (int | None, None, "CPU threads. Default: torch's."),
+    "fuse": (bool, False, "Give q/k/v and gate/up projections one scheme, for engines that fuse them (vLLM)."),
+    "no_grad": (bool, False, "Score layers by output error alone, without a backward pass."),
+    "seed": (int, 0, "Seed of the splits and the search."),
+    "out": (Path | None, None, "Run folder; must be empty. Default: the next free one below runs/."),
+    "resume": (Path | None, None, "Continue this run folder; only --trials and --max-minutes can be changed."),
+    "revision": (str | None, None, "Revision of a hub model."),
+    "trust_remote_code": (bool, False, "Run model code that comes with the model."),
+    "quiet": (bool, False, "No progress."),
+    "as_json": (bool, False, "Print the result as JSON on stdout."),
+}  # fmt: skip
+"""Name → type, default and help of what `takes` gives a command."""
+
+_FLAGS = {"quiet": ("--quiet", "-q"), "as_json": ("--json",)}
+_SOURCE = ("test_data", "columns", "sizes", "metric", "max_length")
+_LAST = ("trust_remote_code", "quiet", "as_json")
+
+Command = TypeVar("Command", bound=Callable[..., int])
+
+
+def takes(*names: str) -> Callable[[Command], Command]:
+    """Declare that a command takes these `OPTIONS` beside its own parameters; it receives them in `**given`."""
+
+    def declare(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        *listed, given = signature.parameters.values()
+        for name in names:
+            kind, default, text = OPTIONS[name]
+            flags = _FLAGS.get(name, (f"--{name.replace('_', '-')}",))  # spelt out, a bool gets no --no-… beside it
+            hint: Any = Annotated[kind, typer.Option(*flags, help=text)]  # type: ignore[valid-type]
+            listed.append(given.replace(name=name, kind=given.KEYWORD_ONLY, default=default, annotation=hint))
+        command.__signature__ = signature.replace(parameters=listed)  # type: ignore[attr-defined]
+        return command
+
+    return declare
 
 
 @app.command(
@@ -75,186 +99,78 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
     "autoquant search ./llm --task causal-lm --data text.txt --objective memory --max-minutes 30\n\n"
     "autoquant search --resume runs/default-1"
 )
-def search(
-    model: Model = "default",
-    task: TaskName = None,
-    data: Data = None,
-    budget: Annotated[
-        float, typer.Option(help="Allowed drop of the metric, 0 to 1 (perplexity: relative rise).")
-    ] = 0.01,
-    relative: Annotated[
-        bool, typer.Option("--relative", help="The budget is a share of the float model's metric.")
-    ] = False,
-    confidence: Annotated[
-        str, typer.Option(help="Of the bound that must stay within the budget; 'none' judges the point estimate.")
-    ] = "0.95",
-    objective: Annotated[
-        str, typer.Option(help="balanced (geometric mean of speed-up and size ratio), latency or memory.")
-    ] = "balanced",
-    space: Space = "int8_fp16",
-    strategy: Annotated[str, typer.Option(help="surrogate, tpe or random.")] = "surrogate",
-    runtime: Annotated[str, typer.Option(help="Kernels to measure and serve with.")] = "torch",
-    device: Device = "cpu",
-    trials: Annotated[int, typer.Option(help="Maps to evaluate at most.")] = 16,
-    max_minutes: Annotated[
-        float | None, typer.Option(help="Stop searching after this long; certification follows.")
-    ] = None,
-    rungs: Annotated[int, typer.Option(help="Quantized maps that may be tested on the certification data.")] = 2,
-    test_data: TestData = None,
-    columns: Columns = None,
-    sizes: Sizes = None,
-    metric: Metric = None,
-    max_length: MaxLength = None,
-    batch_size: BatchSize = None,
-    seq_len: SeqLen = None,
-    eval_batch_size: EvalBatch = 32,
-    threads: Threads = None,
-    fuse: Annotated[
-        bool,
-        typer.Option(
-            "--fuse", help="Give q/k/v and gate/up projections one scheme, for engines that fuse them (vLLM)."
-        ),
-    ] = False,
-    no_grad: NoGrad = False,
-    seed: Seed = 0,
-    out: Out = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue this run folder; only --trials and --max-minutes can be changed.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
-    trust_remote_code: Trust = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-    ctx: typer.Context = None,  # type: ignore[assignment]
-) -> int:
+@takes(*OPTIONS)
+def search(ctx: typer.Context, model: Model = "default", **given: Any) -> int:
     """Search, certify and write the best quantization under a budget."""
-    Budget(budget, relative, _confidence(confidence))  # a typing mistake is answered before seconds of imports
+    # A typing mistake is answered before seconds of imports.
+    Budget(given["budget"], given["relative"], _confidence(given["confidence"]))
     from autoquant import api
 
-    if resume is not None:
-        given = {name: ctx.params[name] for name in ("trials", "max_minutes") if _typed(ctx, name)}
-        others = [
-            name
-            for name in ctx.params
-            if _typed(ctx, name) and name not in ("trials", "max_minutes", "resume", "quiet", "as_json")
-        ]
-        if others:
+    resume = given.pop("resume")
+    if resume is None:
+        result = api.search(model, **_read(given))
+    else:
+        typed = {name: value for name, value in ctx.params.items() if _typed(ctx, name)}
+        changes = {name: typed.pop(name) for name in ("trials", "max_minutes") if name in typed}
+        if others := [name for name in typed if name not in ("resume", "quiet", "as_json")]:
             raise UsageError(
                 f"--resume takes its settings from the run folder; --{others[0].replace('_', '-')} cannot be changed there."
             )
-        result = api.resume(resume, quiet=quiet, **given)
-    else:
-        result = api.search(
-            model, task, data, out=out, quiet=quiet, budget=budget, relative=relative, confidence=_confidence(confidence),
-            objective=objective, space=space, strategy=strategy, runtime=runtime, device=device, trials=trials,
-            max_minutes=max_minutes, rungs=rungs, test_data=test_data, columns=_pairs(columns, "--columns"),
-            sizes=_numbers(sizes, "--sizes"), metric=metric, max_length=max_length, batch_size=batch_size, seq_len=seq_len,
-            eval_batch_size=eval_batch_size, threads=threads, fuse=fuse, gradient=not no_grad, seed=seed, revision=revision,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-    _show(result, as_json)
+        result = api.resume(resume, quiet=given["quiet"], **changes)
+    _show(result, given["as_json"])
     return result.exit_code
 
 
 @app.command(epilog="[b]Example[/b]\n\nautoquant profile ./my-model --task sts --data pairs.csv")
-def profile(
-    model: Model = "default",
-    task: TaskName = None,
-    data: Data = None,
-    space: Space = "int8_fp16",
-    test_data: TestData = None,
-    columns: Columns = None,
-    sizes: Sizes = None,
-    metric: Metric = None,
-    max_length: MaxLength = None,
-    eval_batch_size: EvalBatch = 32,
-    threads: Threads = None,
-    no_grad: NoGrad = False,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    out: Out = None,
-    trust_remote_code: Trust = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-) -> int:
+@takes("task", "data", "space", *_SOURCE, "eval_batch_size", "threads", "no_grad", "device", "seed", "out", *_LAST)
+def profile(model: Model = "default", **given: Any) -> int:
     """Only the sensitivity of each layer to each scheme, and its page."""
     from autoquant import api
 
-    result = api.profile(
-        model, task, data, out=out, quiet=quiet, space=space, test_data=test_data, columns=_pairs(columns, "--columns"),
-        sizes=_numbers(sizes, "--sizes"), metric=metric, max_length=max_length, eval_batch_size=eval_batch_size,
-        threads=threads, gradient=not no_grad, device=device, seed=seed, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    _show(result, as_json)
+    _show(api.profile(model, **_read(given)), given["as_json"])
     return 0
 
 
 @app.command(epilog="[b]Example[/b]\n\nautoquant apply ./my-fine-tune runs/default-1/layer_map.yaml --out ./quantized")
+@takes("task", "columns", "trust_remote_code", "as_json")
 def apply(
     model: Model,
     layer_map: Annotated[Path, typer.Argument(help="A layer map, or a folder that holds one.")],
     out: Annotated[Path, typer.Option(help="Folder of the new checkpoint; must be empty.")],
-    task: TaskName = None,
     data: Annotated[str | None, typer.Option(help="Calibrate static activation ranges again on this data.")] = None,
-    columns: Columns = None,
-    trust_remote_code: Trust = False,
-    as_json: AsJson = False,
+    **given: Any,
 ) -> int:
     """Write a checkpoint under a layer map, also of a fine-tune of the same architecture."""
     from autoquant import api
 
-    written = api.apply(
-        model,
-        layer_map,
-        out,
-        task=task,
-        data=data,
-        columns=_pairs(columns, "--columns"),
-        trust_remote_code=trust_remote_code,
-    )
-    if as_json:
+    written = api.apply(model, layer_map, out, data=data, **_read(given))
+    if given["as_json"]:
         print(json.dumps(written, indent=1))
-    else:
-        for note in written["notes"]:
-            print(f"note: {note}")
-        print(
-            f"{out}: {written['file_bytes'] / 1e6:.1f} MB, format {written['format'] or 'float'}. This copy is not certified."
-        )
-        print(f'Load it: autoquant.load("{out}")')
+        return 0
+    for note in written["notes"]:
+        print(f"note: {note}")
+    print(
+        f"{out}: {written['file_bytes'] / 1e6:.1f} MB, format {written['format'] or 'float'}. This copy is not certified."
+    )
+    print(f'Load it: autoquant.load("{out}")')
     return 0
 
 
 @app.command(epilog="[b]Example[/b]\n\nautoquant evaluate runs/default-1/checkpoint")
+@takes("task", "data", *_SOURCE, "batch_size", "seq_len", "eval_batch_size", "threads", "seed", *_LAST)
 def evaluate(
     checkpoint: Annotated[
         str, typer.Argument(help="Any checkpoint, float or quantized: folder, hub id, or 'default'.")
     ],
-    task: TaskName = None,
-    data: Data = None,
     split: Annotated[str, typer.Option(help="calibration, search or certification.")] = "certification",
-    test_data: TestData = None,
-    columns: Columns = None,
-    sizes: Sizes = None,
-    metric: Metric = None,
-    max_length: MaxLength = None,
-    batch_size: BatchSize = None,
-    seq_len: SeqLen = None,
-    eval_batch_size: EvalBatch = 32,
-    threads: Threads = None,
-    seed: Seed = 0,
-    trust_remote_code: Trust = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    **given: Any,
 ) -> int:
     """Metric, latency, bytes and peak memory of any checkpoint."""
+    given["quiet"] |= given["as_json"]
     from autoquant import api
 
-    found = api.evaluate(
-        checkpoint, task, data, split=split, test_data=test_data, columns=_pairs(columns, "--columns"),
-        sizes=_numbers(sizes, "--sizes"), metric=metric, max_length=max_length, batch_size=batch_size, seq_len=seq_len,
-        eval_batch_size=eval_batch_size, threads=threads, seed=seed, trust_remote_code=trust_remote_code, quiet=quiet or as_json,
-    )  # fmt: skip
-    if as_json:
+    found = api.evaluate(checkpoint, split=split, **_read(given))
+    if given["as_json"]:
         print(json.dumps(found, indent=1))
         return 0
     shape = " × ".join(str(value) for value in found["shape"].values() if value)
@@ -278,15 +194,15 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> int:
 
 
 @app.command(name="list", epilog="[b]Example[/b]\n\nautoquant list schemes")
+@takes("as_json")
 def list_(
-    what: Annotated[str, typer.Argument(help="schemes, tasks, spaces, runtimes or strategies.")],
-    as_json: AsJson = False,
+    what: Annotated[str, typer.Argument(help="schemes, tasks, spaces, runtimes or strategies.")], **given: Any
 ) -> int:
     """What there is to choose from."""
     from autoquant.catalogue import catalogue
 
     rows = catalogue(what)
-    if as_json:
+    if given["as_json"]:
         print(json.dumps(rows, indent=1))
     else:
         width = max(map(len, rows), default=0)
@@ -306,7 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         return 1
     except Exception as error:
@@ -318,11 +235,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         print("This is a bug, or a broken installation. AUTOQUANT_DEBUG=1 shows where it happened.", file=sys.stderr)
         return 1
-
-
-def _interrupted() -> int:
-    print("interrupted", file=sys.stderr)
-    return 130
 
 
 def _show(result: Any, as_json: bool) -> None:
@@ -348,6 +260,20 @@ def _confidence(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise UsageError(f"--confidence must be a number between 0.5 and 1, or 'none', not '{text}'.") from None
+
+
+def _read(given: dict[str, Any]) -> dict[str, Any]:
+    """What `autoquant.api` takes, of the `OPTIONS` as they were typed."""
+    found = dict(given)
+    del found["as_json"]
+    if "no_grad" in found:
+        found["gradient"] = not found.pop("no_grad")
+    if "confidence" in found:
+        found["confidence"] = _confidence(found["confidence"])
+    found["columns"] = _pairs(found["columns"], "--columns")
+    if "sizes" in found:
+        found["sizes"] = _numbers(found["sizes"], "--sizes")
+    return found
 
 
 def _pairs(values: list[str] | None, option: str) -> dict[str, str | int] | None:

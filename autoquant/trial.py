@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from scipy import stats
 
-from autoquant.certify.judge import drop_error, paired_drop
+from autoquant.certify.judge import drop_error, excess, paired_drop
 from autoquant.evaluation import Evaluation, evaluate_split, forward_call, time_models
 from autoquant.profile.fisher import divergence
 from autoquant.search import Outcome
@@ -75,7 +75,7 @@ def make_evaluate(
         return Outcome(
             drop=drop,
             error=error,
-            margin=drop + normal * expected - budget.drop,
+            margin=excess(drop + normal * expected, budget),
             divergence=sums[0] / max(1, sums[1]),
             ms=times["map"][0] / times["anchor"][0] * price.model_ms["float32"],
             items=len(result.values),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from autoquant import api, cli
 from autoquant.cli import main
+from autoquant.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +175,66 @@ def test_list_of_something_else(capsys):
 def test_every_command_has_help_with_an_example(capsys, command):
     assert main([command, "--help"]) == 0
     assert f"autoquant {command}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple, dict[str, Any]]]:
+    """What the command line asks of `autoquant.api`: name, arguments, options."""
+    calls: list[tuple[str, tuple, dict[str, Any]]] = []
+    for name in ("search", "resume", "profile"):
+
+        def record(*args: Any, _name: str = name, **options: Any) -> SimpleNamespace:
+            calls.append((_name, args, options))
+            return SimpleNamespace(exit_code=0)
+
+        monkeypatch.setattr(api, name, record)
+    monkeypatch.setattr(cli, "_show", lambda result, as_json: None)
+    return calls
+
+
+@pytest.mark.parametrize("command", ["search", "profile"])
+def test_what_is_not_typed_is_the_default_of_the_settings(called, command):
+    assert main([command]) == 0
+    ((name, args, options),) = called
+    assert name == command and args == ("default",)
+    assert options.pop("out") is None and options.pop("quiet") is False
+    assert options == {name: Settings.__dataclass_fields__[name].default for name in options}
+    if command == "search":
+        assert options.keys() | {"model", "notes"} == Settings.__dataclass_fields__.keys()
+
+
+def test_what_is_typed_reaches_the_search(called):
+    typed = [
+        "search", "m", "--task", "sts", "--data", "d.csv", "--budget", "0.02", "--relative", "--confidence", "none",
+        "--objective", "memory", "--space", "s", "--strategy", "tpe", "--runtime", "r", "--device", "cuda", "--trials", "3",
+        "--max-minutes", "1.5", "--rungs", "1", "--test-data", "t.csv", "--columns", "text=1", "--columns", "label=y",
+        "--sizes", "search=5", "--metric", "spearman", "--max-length", "64", "--batch-size", "2", "--seq-len", "9",
+        "--eval-batch-size", "4", "--threads", "1", "--fuse", "--no-grad", "--seed", "7", "--out", "o", "--revision", "main",
+        "--trust-remote-code", "-q", "--json",
+    ]  # fmt: skip
+    assert main(typed) == 0
+    expected = {
+        "task": "sts", "data": "d.csv", "budget": 0.02, "relative": True, "confidence": None, "objective": "memory",
+        "space": "s", "strategy": "tpe", "runtime": "r", "device": "cuda", "trials": 3, "max_minutes": 1.5, "rungs": 1,
+        "test_data": "t.csv", "columns": {"text": 1, "label": "y"}, "sizes": {"search": 5}, "metric": "spearman",
+        "max_length": 64, "batch_size": 2, "seq_len": 9, "eval_batch_size": 4, "threads": 1, "fuse": True,
+        "gradient": False, "seed": 7, "out": Path("o"), "revision": "main", "trust_remote_code": True, "quiet": True,
+    }  # fmt: skip
+    assert called == [("search", ("m",), expected)]
+
+
+def test_a_resumed_run_takes_more_trials_and_nothing_else(called, capsys):
+    assert main(["search", "--resume", "run", "--trials", "3", "-q"]) == 0
+    assert called == [("resume", (Path("run"),), {"quiet": True, "trials": 3})]
+    code, error = run(capsys, "search", "--resume", "run", "--eval-batch-size", "3")
+    assert code == 2 and "--eval-batch-size" in error
+
+
+def test_what_is_typed_reaches_an_evaluation(monkeypatch, capsys):
+    found = {}
+    monkeypatch.setattr(
+        api, "evaluate", lambda checkpoint, **options: found.update(options, checkpoint=checkpoint) or {}
+    )
+    assert main(["evaluate", "c", "--split", "search", "--columns", "text=q", "--json"]) == 0
+    assert found["checkpoint"] == "c" and found["split"] == "search" and found["columns"] == {"text": "q"}
+    assert found["quiet"] is True, "JSON on stdout, and nothing beside it"

@@ -14,6 +14,11 @@ ROUNDING = 1e-12
 """1 - 0.99 is a little more than 0.01 in floats; a drop of 0.01 is within a budget of 0.01 all the same."""
 
 
+def excess(drop: float, budget: Budget) -> float:
+    """How far a drop, or a bound on it, is beyond the budget; 0 or less is within it."""
+    return drop - (budget.drop + ROUNDING)
+
+
 def paired_drop(task: Task, split: str, reference: np.ndarray, values: np.ndarray, budget: Budget, index=None) -> float:
     """How much worse `values` are than `reference`, in the budget's unit; positive is worse.
 
@@ -61,9 +66,9 @@ def judge(
         bound = bootstrap_bounds(
             lambda index: paired_drop(task, split, reference, values, budget, index), n, level, seed
         )
-    if bound.upper <= budget.drop + ROUNDING:
+    if excess(bound.upper, budget) <= 0:
         status = "PASS"
-    elif bound.lower > budget.drop + ROUNDING:
+    elif excess(bound.lower, budget) > 0:
         status = "FAIL"
     else:
         status = "INCONCLUSIVE"

@@ -1,27 +1,17 @@
-"""Does a layer map fit a model? And the model with the map applied, in memory."""
+"""Does a layer map fit a model?"""
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoquant.checkpoint.formats import cannot_hold
 from autoquant.errors import LayerMapError
-from autoquant.models.layers import (
-    cast_floats,
-    fingerprint_architecture,
-    fingerprint_model,
-    get_module,
-    inspect,
-    set_module,
-    weight_matrix,
-)
+from autoquant.models.layers import fingerprint_architecture, fingerprint_model, inspect
 from autoquant.runtimes import RUNTIMES, Runtime
-from autoquant.schemes import QuantizedTensor, get_scheme, project, quantize
+from autoquant.schemes import get_scheme, project
 from autoquant.values import Layer, LayerMap, Scheme
 
 _SHOWN = 8
@@ -64,62 +54,6 @@ def format_problems(layers: tuple[Layer, ...], layer_map: LayerMap) -> list[str]
     """Why the format that the map names cannot hold its schemes."""
     lines = cannot_hold(layer_map.format, layers, layer_map.layers, layer_map.base_dtype)
     return [f"format {layer_map.format} cannot hold {line}; set 'format: autoquant'" for line in lines]
-
-
-def share(model: nn.Module, device: str | None = None) -> nn.Module:
-    """A copy of `model` whose modules are new and whose tensors are the same memory (or on `device`, e.g. "meta").
-
-    Casting it or replacing its modules leaves `model` unchanged; weights that are shared stay shared.
-    """
-    memo: dict[int, Tensor] = {}
-    for parameter in model.parameters():
-        data = parameter.detach() if device is None else parameter.detach().to(device)
-        memo[id(parameter)] = nn.Parameter(data, requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer.detach().clone() if device is None else buffer.detach().to(device)
-    return copy.deepcopy(model, memo)
-
-
-def quantize_model(model: nn.Module, layer_map: LayerMap, *, runtime: Runtime | None = None) -> nn.Module:
-    """A copy of `model` in which every layer runs the scheme that the map names: what a checkpoint of it loads as.
-
-    Args:
-        model: float32; left unchanged. Whatever stays in float32 shares its memory.
-    """
-    runtime = runtime or RUNTIMES["torch"]()
-    base = getattr(torch, layer_map.base_dtype)
-    layers = inspect(model).layers
-    schemes = schemes_of(layers, layer_map)
-    copied = cast_floats(share(model), base)
-    codes: dict[tuple[int, object], QuantizedTensor] = {}
-    for layer in layers:
-        scheme = schemes[layer.name]
-        if scheme.dtype == layer_map.base_dtype:
-            continue
-        module = get_module(model, layer.name)
-        weight: Tensor | QuantizedTensor
-        if scheme.weights is None:
-            weight = weight_matrix(module).detach().to(getattr(torch, str(scheme.dtype)))
-        else:
-            key = (id(module.weight), scheme.weights)
-            if key not in codes:
-                codes[key] = quantize(
-                    weight_matrix(module), scheme.weights, scale_dtype=base, name=f"{layer.name}.weight"
-                )
-            weight = codes[key]
-        built = runtime.build(
-            layer, scheme, module, weight, base_dtype=base, input_scale=input_scale(layer.name, scheme, layer_map, base)
-        )
-        set_module(copied, layer.name, built)
-    return copied.eval()
-
-
-def input_scale(name: str, scheme: Scheme, layer_map: LayerMap, base: torch.dtype) -> Tensor | None:
-    """(1,) in the base dtype: the calibrated range / 127.5 (1 if the input was always 0); None if not static."""
-    if not scheme.is_static:
-        return None
-    absmax = float(layer_map.input_absmax[name])
-    return torch.tensor([absmax / 127.5 if absmax > 0 else 1.0]).to(base)
 
 
 def _names(layers: tuple[Layer, ...], layer_map: LayerMap) -> list[str]:

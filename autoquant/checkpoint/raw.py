@@ -12,9 +12,9 @@ from autoquant.artifacts import read_json
 from autoquant.checkpoint.files import check_files
 from autoquant.checkpoint.formats import format_of
 from autoquant.checkpoint.native import RAW_CONFIG, Autoquant
-from autoquant.checkpoint.storage import build, layers_named, replace_module, stored_shapes
+from autoquant.checkpoint.storage import build, layers_named, stored_shapes
 from autoquant.errors import CheckpointError, SchemeError
-from autoquant.models.layers import get_module
+from autoquant.models.layers import get_module, set_module
 from autoquant.runtimes import RUNTIMES, Runtime
 
 
@@ -65,7 +65,7 @@ def load_raw(folder: Path, model: nn.Module | None, device: torch.device, runtim
             built = build(layer, schemes[name], module, tensors, runtime, base)
         except SchemeError as error:
             raise CheckpointError(f"{folder}: {error}") from error
-        replace_module(model, name, built)
+        set_module(model, name, built)
     return model.to(device).eval()
 
 

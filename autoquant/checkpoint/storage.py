@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from autoquant.checkpoint.tensors import COMPANIONS
 from autoquant.errors import CheckpointError
-from autoquant.models.layers import get_module, inspect
+from autoquant.models.layers import get_module, inspect, set_module
 from autoquant.runtimes import Runtime
 from autoquant.schemes import QuantizedTensor
 from autoquant.values import Layer, Scheme
@@ -107,19 +107,10 @@ def layers_named(model: nn.Module, names: Iterable[str], where: str) -> dict[str
 def place(model: nn.Module, schemes: Mapping[str, Scheme], base_dtype: torch.dtype, where: str) -> None:
     """Put a `Stored` in the place of every layer that `schemes` names."""
     for name, layer in layers_named(model, schemes, where).items():
-        replace_module(model, name, Stored(layer, schemes[name], get_module(model, name), base_dtype))
+        set_module(model, name, Stored(layer, schemes[name], get_module(model, name), base_dtype))
 
 
 def run(model: nn.Module, runtime: Runtime) -> None:
     """Put the runtime's modules in the place of every `Stored`."""
     for name, module in [(name, module) for name, module in model.named_modules() if isinstance(module, Stored)]:
-        replace_module(model, name, module.build(runtime))
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace a module everywhere in `model` where that very module is used."""
-    old = get_module(model, name)
-    for parent in list(model.modules()):
-        for child, value in parent._modules.items():
-            if value is old:
-                parent._modules[child] = module
+        set_module(model, name, module.build(runtime))

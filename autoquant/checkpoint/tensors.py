@@ -5,24 +5,25 @@ One convention for every format. A quantized layer NAME stores
     NAME.weight             int8, in the module's own layout (a Conv1D's is (in, out), a Conv2d's four-dimensional)
     NAME.weight_scale       base dtype, (out, 1) per channel or (1,) per tensor
     NAME.weight_zero_point  int8, of the shape of the scale; asymmetric schemes only
-    NAME.input_scale        base dtype, (1,): calibrated absmax / 127.5; static schemes only
+    NAME.input_scale        base dtype, (1,): calibrated absmax / 127.5, rounded up; static schemes only
     NAME.bias               base dtype
 
-Whatever is shared is stored once, under its first name in `named_modules()`: of layers that share a quantized weight
-the first stores the codes, and each stores a scale of its own (readers tie weights, but not scales).
+A layer in the base dtype is stored as everything else is: cast, unless the model wants it in float32. Whatever is shared
+is stored once, under its first name in `named_modules()`: of layers that share a quantized weight the first stores the
+codes, and each stores a scale of its own (readers tie weights, but not scales).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from autoquant.checkpoint.apply import input_scale, schemes_of, share
-from autoquant.models.layers import cast_floats, get_module, inspect, weight_matrix
-from autoquant.schemes import QuantizedTensor, layer_bytes, quantize
+from autoquant.checkpoint.apply import schemes_of
+from autoquant.models.layers import cast_floats, get_module, inspect, share, weight_matrix
+from autoquant.schemes import QuantizedTensor, quantize, static_scale
 from autoquant.values import Layer, LayerMap, Scheme
 
 COMPANIONS = ("weight_scale", "weight_zero_point", "input_scale")
@@ -48,7 +49,7 @@ def payload(model: nn.Module, layer_map: LayerMap) -> Payload:
     """
     base = getattr(torch, layer_map.base_dtype)
     layers = inspect(model).layers
-    schemes = schemes_of(layers, layer_map)
+    schemes = {name: one for name, one in schemes_of(layers, layer_map).items() if one.dtype != layer_map.base_dtype}
     cast = cast_floats(share(model, "meta"), base)
     dtypes = {name: tensor.dtype for name, tensor in _own_tensors(cast)}
     tensors: dict[str, Tensor] = {}
@@ -77,31 +78,6 @@ def payload(model: nn.Module, layer_map: LayerMap) -> Payload:
     return Payload(_separate(tensors), spent)
 
 
-def promised_bytes(model: nn.Module, layer_map: LayerMap) -> int:
-    """Bytes that the checkpoint's tensors will take, without quantizing anything."""
-    layers = inspect(model).layers
-    schemes = schemes_of(layers, layer_map)
-    total = sum(stored_layer_bytes(layer, schemes[layer.name], layer_map.base_dtype) for layer in layers)
-    return total + other_bytes(model, layer_map.base_dtype)
-
-
-def stored_layer_bytes(layer: Layer, scheme: Scheme, base_dtype: str) -> int:
-    """`schemes.layer_bytes`, with the scales of its own that a layer with a shared quantized weight stores."""
-    if layer.tied_to is None or scheme.is_float:
-        return layer_bytes(layer, scheme, base_dtype)
-    return layer_bytes(replace(layer, tied_to=None), scheme, base_dtype) - layer.params
-
-
-def other_bytes(model: nn.Module, base_dtype: str) -> int:
-    """Bytes of all parameters and persistent buffers that are no quantizable layer's weight or bias."""
-    cast = cast_floats(share(model, "meta"), getattr(torch, base_dtype))
-    names = {f"{layer.name}.{last}" for layer in inspect(model).layers for last in ("weight", "bias")}
-    own = dict(_own_tensors(cast))
-    # A head's bias can be a parameter of the head as well as of its Linear: the layer has counted it.
-    counted = {id(own[name]) for name in names if name in own}
-    return sum({id(tensor): tensor.nbytes for tensor in own.values() if id(tensor) not in counted}.values())
-
-
 def _own_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters and persistent buffers by module; a tensor that several modules share comes once for each of them."""
     found: list[tuple[str, Tensor]] = []
@@ -122,11 +98,9 @@ def _weight(tensor: Tensor, layer: Layer, scheme: Scheme, q: QuantizedTensor | N
 def _companions(
     name: str, scheme: Scheme, q: QuantizedTensor, layer_map: LayerMap, base: torch.dtype
 ) -> dict[str, Tensor]:
-    found = {
-        "weight_scale": q.scale,
-        "weight_zero_point": q.zero_point,
-        "input_scale": input_scale(name, scheme, layer_map, base),
-    }
+    found = {"weight_scale": q.scale, "weight_zero_point": q.zero_point}
+    if scheme.is_static:
+        found["input_scale"] = static_scale(layer_map.input_absmax[name], base, f"the input of {name}")
     return {f"{name}.{last}": tensor for last, tensor in found.items() if tensor is not None}
 
 

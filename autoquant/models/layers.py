@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Sequence
@@ -123,8 +124,26 @@ def get_module(model: nn.Module, name: str) -> nn.Module:
 
 
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
+    """Replace a module everywhere in `model` where that very module is used."""
+    old = get_module(model, name)
+    for parent in list(model.modules()):
+        for child, value in parent._modules.items():
+            if value is old:
+                parent._modules[child] = module
+
+
+def share(model: nn.Module, device: str | None = None) -> nn.Module:
+    """A copy of `model` whose modules are new and whose parameters are the same memory (or on `device`, e.g. "meta").
+
+    Casting it or replacing its modules leaves `model` unchanged; weights that are shared stay shared.
+    """
+    memo: dict[int, Tensor] = {}
+    for parameter in model.parameters():
+        data = parameter.detach() if device is None else parameter.detach().to(device)
+        memo[id(parameter)] = nn.Parameter(data, requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach().clone() if device is None else buffer.detach().to(device)
+    return copy.deepcopy(model, memo)
 
 
 def cast_floats(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -1,25 +1,21 @@
 """Put a layer map onto a model in memory, quickly and again and again: quantized weights are computed once.
 
 The float32 model that it was given stays as it is. For each base dtype there is one working copy, whose layers are
-swapped in place; tensors that are float32 in both are shared with the original.
+swapped in place; parameters that are float32 in both are shared with the original.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from autoquant.errors import LayerMapError
-from autoquant.models.layers import Inventory, cast_floats, get_module, set_module, weight_matrix
+from autoquant.models.layers import Inventory, cast_floats, get_module, set_module, share, weight_matrix
 from autoquant.runtimes.base import Runtime
-from autoquant.schemes import SCHEMES, QuantizedTensor, project, quantize
+from autoquant.schemes import SCHEMES, QuantizedTensor, project, quantize, static_scale
 from autoquant.values import Layer, QuantizationArgs
-
-INPUT_CODES = 127.5
-"""A symmetric activation scale is absmax / 127.5, as compressed-tensors computes it."""
 
 
 class Assembler:
@@ -73,12 +69,14 @@ class Assembler:
         return self._modules[key]
 
     def input_scale(self, name: str, dtype: torch.dtype) -> Tensor:
+        """(1,) of a calibrated layer, where the model is."""
         if name not in self.input_absmax:
             raise LayerMapError(
                 f"Layer '{name}' has a static activation scheme but no calibrated range: give input_absmax in the map, "
                 "or calibration data with --task and --data."
             )
-        return torch.tensor([max(self.input_absmax[name], 1e-12) / INPUT_CODES], dtype=dtype)
+        scale = static_scale(self.input_absmax[name], dtype, f"the input of {name}")
+        return scale.to(weight_matrix(get_module(self.model, name)).device)
 
     def forget(self, keep: Mapping[str, str] | None = None) -> None:
         """Free all cached weights and modules (all but those of `keep`) to make room."""
@@ -95,13 +93,7 @@ class Assembler:
         return self._weights[key]
 
     def _make_copy(self, base_dtype: str) -> None:
-        shared: dict[int, object] = {}
-        if base_dtype == "float32":  # the same memory; parameters of its own, for the original keeps its requires_grad
-            shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.model.parameters()}
-        model = copy.deepcopy(self.model, memo=shared)  # type: ignore[arg-type]
-        if base_dtype != "float32":
-            cast_floats(model, getattr(torch, base_dtype))
-        model.eval().requires_grad_(False)
+        model = cast_floats(share(self.model), getattr(torch, base_dtype)).eval()
         if getattr(model, "config", None) is not None and hasattr(model.config, "dtype"):
             model.config.dtype = getattr(torch, base_dtype)
         self._copies[base_dtype] = model

@@ -1,6 +1,6 @@
 """Numerics: quantize, dequantize and count the bytes of a tensor; the table of schemes. Nothing here knows a model."""
 
-from autoquant.schemes.integer import QuantizedTensor, dequantize, quantize, quantize_input
+from autoquant.schemes.integer import QuantizedTensor, dequantize, quantize, quantize_input, static_scale
 from autoquant.schemes.size import dtype_bytes, layer_bytes
 from autoquant.schemes.table import SCHEMES, get_scheme, project
 
@@ -14,4 +14,5 @@ __all__ = [
     "project",
     "quantize",
     "quantize_input",
+    "static_scale",
 ]

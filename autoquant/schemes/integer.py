@@ -85,15 +85,28 @@ def quantize_input(x: Tensor, args: QuantizationArgs, scale: Tensor | None = Non
         scale: (1,) float32, calibrated, for a static scheme: the largest absolute input / 127.5.
 
     Returns:
-        codes int8 (..., in) and float32 scale: (..., 1) for strategy `token`, (1,) otherwise.
+        codes int8 (..., in) and float32 scale (..., 1), alike in all rows but for strategy `token`. Of a row that holds NaN
+        or infinity the scale is NaN; if one scale serves all rows and is computed from them, it is NaN in all.
     """
     x = x.float()
+    top = x.abs().amax(-1, keepdim=True)
     if args.dynamic:
-        top = x.abs().amax(-1, keepdim=True) if args.strategy == "token" or not x.numel() else x.abs().amax().reshape(1)
-        scale = torch.where(top > 0, top / 127.5, torch.ones_like(top))
+        if args.strategy == "tensor" and x.numel():
+            top = top.amax().expand_as(top)
+        scale = torch.where(top > 0, top / 127.5, 1.0)
     elif scale is None:
         raise SchemeError("A static activation scheme needs a calibrated range (input_absmax).")
+    scale = torch.where(top.isfinite(), scale, torch.nan)
     return torch.round(x / scale).clamp_(INT8_MIN, INT8_MAX).to(torch.int8), scale
+
+
+def static_scale(absmax: float, dtype: torch.dtype, name: str = "input") -> Tensor:
+    """(1,) the scale of inputs that were calibrated to lie within ±`absmax`, rounded up to `dtype` as a weight's is.
+
+    Raises:
+        NumericsError: it is too large for `dtype`.
+    """
+    return _stored(torch.tensor([absmax / 127.5]), dtype, name)
 
 
 def _range(weight: Tensor, strategy: str) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from autoquant.checkpoint import format_for
@@ -51,6 +53,14 @@ def dinov2() -> nn.Module:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2}
     return Dinov2ForImageClassification(Dinov2Config(image_size=28, patch_size=14, num_labels=3, **sizes)).eval()
+
+
+@pytest.fixture
+def t5() -> nn.Module:
+    """In a float16 model its layers `wo` stay in float32; encoder, decoder and head share their embedding."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return T5ForConditionalGeneration(T5Config(vocab_size=40, decoder_start_token_id=0, **sizes)).eval()
 
 
 class Tower(nn.Module):
@@ -107,6 +117,7 @@ def output(model: nn.Module) -> torch.Tensor:
     torch.manual_seed(1)
     pixels = {"Dinov2ForImageClassification": torch.randn(2, 3, 28, 28), "Tower": torch.randn(2, 3, 8, 8)}
     inputs = pixels.get(type(model).__name__, IDS)
+    more = {"decoder_input_ids": IDS} if type(model).__name__ == "T5ForConditionalGeneration" else {}
     with torch.no_grad():
-        result = model(inputs.to(next(model.parameters()).dtype) if inputs.is_floating_point() else inputs)
+        result = model(inputs.to(next(model.parameters()).dtype) if inputs.is_floating_point() else inputs, **more)
     return (result if isinstance(result, torch.Tensor) else result.logits).float()

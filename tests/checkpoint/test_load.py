@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, BertConfig, BertModel
 
-from autoquant.checkpoint import load, promised_bytes, quantize_model, write_checkpoint
+from autoquant.checkpoint import load, write_checkpoint
 from autoquant.errors import CheckpointError
 from autoquant.runtimes.torch_runtime import FloatLayer, Int8Conv2d, Int8Embedding, Int8Linear
+from autoquant.values import FLOAT_DTYPES
+from tests.maps import assembled, promised_bytes
 
 from .conftest import Tower, make_map, output
 
@@ -27,10 +29,37 @@ def test_conv1d_and_float_layers_of_another_dtype_round_trip(gpt2: nn.Module, tm
     assert layer_map.format == "autoquant"
     write_checkpoint(gpt2, layer_map, tmp_path / "out")
     loaded = load(tmp_path / "out")
-    assert torch.equal(output(loaded), output(quantize_model(gpt2, layer_map)))
+    assert torch.equal(output(loaded), output(assembled(gpt2, layer_map)))
     block = loaded.transformer.h[0]
     kinds = (type(block.attn.c_attn), type(block.mlp.c_fc), type(loaded.transformer.wte))
     assert kinds == (Int8Linear, FloatLayer, Int8Embedding)
+
+
+WO = {
+    "none": ("BASE", "BASE"),
+    "all": ("int8-channel-sym/a8-token", "int8-channel-sym/a8-token"),
+    "weights": ("int8-channel-asym", "int8-channel-asym"),
+    "wo": ("BASE", "int8-channel-sym/a8-static"),
+    "all but wo": ("int8-channel-sym/a8-token", "BASE"),
+    "wo in float32": ("int8-channel-sym/a8-token", "float32"),
+}
+
+
+@pytest.mark.parametrize("base", FLOAT_DTYPES)
+@pytest.mark.parametrize("which", WO)
+def test_layers_that_a_model_keeps_in_float32_round_trip(t5: nn.Module, tmp_path: Path, base: str, which: str) -> None:
+    others, wo = (scheme.replace("BASE", base) for scheme in WO[which])
+    layer_map = make_map(t5, others, base, wo=wo, relative_attention_bias=base)
+    info = write_checkpoint(t5, layer_map, tmp_path / "out")
+    loaded, expected = load(tmp_path / "out"), assembled(t5, layer_map)
+    assert torch.equal(output(loaded), output(expected))
+    kept = "float32" if base == "float16" else base
+    for model in (loaded, expected):
+        weight = model.encoder.block[0].layer[1].DenseReluDense.wo.weight
+        assert weight.dtype == getattr(torch, {base: kept, "float32": "float32"}.get(wo, "int8"))
+        assert model.encoder.block[0].layer[1].DenseReluDense.wi.weight.dtype in (getattr(torch, base), torch.int8)
+    assert info["payload_bytes"] == promised_bytes(t5, layer_map)
+    assert (output(loaded) - output(t5)).abs().max() < 0.1 * output(t5).abs().max()
 
 
 def test_a_convolution_round_trips(dinov2: nn.Module, tmp_path: Path) -> None:
@@ -38,7 +67,7 @@ def test_a_convolution_round_trips(dinov2: nn.Module, tmp_path: Path) -> None:
     write_checkpoint(dinov2, layer_map, tmp_path / "out")
     loaded = load(tmp_path / "out")
     assert isinstance(loaded.dinov2.embeddings.patch_embeddings.projection, Int8Conv2d)
-    assert torch.equal(output(loaded), output(quantize_model(dinov2, layer_map)))
+    assert torch.equal(output(loaded), output(assembled(dinov2, layer_map)))
 
 
 @pytest.mark.parametrize("base", ["float32", "bfloat16"])
@@ -50,7 +79,7 @@ def test_a_module_outside_transformers_round_trips(tower: nn.Module, tmp_path: P
     other = Tower()
     other.shift = tower.shift  # not stored: the architecture's own
     loaded = load(tmp_path / "out", model=other)
-    assert torch.equal(output(loaded), output(quantize_model(tower, layer_map)))
+    assert torch.equal(output(loaded), output(assembled(tower, layer_map)))
     with pytest.raises(CheckpointError, match="model=built"):
         load(tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"another model|no layer"):
@@ -88,7 +117,7 @@ def test_another_tools_folder_with_class_targets(bert: nn.Module, tmp_path: Path
         "input_activations": _args("token", True),
     }
     _edit(tmp_path / "out", lambda c: c.update(config_groups={"group_0": group}, ignore=["classifier"]))
-    assert torch.equal(output(load(tmp_path / "out")), output(quantize_model(bert, layer_map)))
+    assert torch.equal(output(load(tmp_path / "out")), output(assembled(bert, layer_map)))
 
 
 def test_a_plain_folder_keeps_its_dtype(tmp_path: Path) -> None:

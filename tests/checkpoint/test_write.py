@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from autoquant.checkpoint import load, promised_bytes, quantize_model, read_layer_map, write_checkpoint
+from autoquant.checkpoint import load, read_layer_map, write_checkpoint
 from autoquant.checkpoint import write as write_module
 from autoquant.errors import AutoquantError, FolderError
 from autoquant.models.layers import inspect
 from autoquant.schemes import get_scheme, layer_bytes
+from tests.maps import assembled, promised_bytes
 
 from .conftest import make_map, output
 
@@ -82,7 +83,7 @@ def test_a_tied_weight_is_stored_once_and_each_layer_has_its_scale(llama: nn.Mod
     assert torch.equal(tensors["lm_head.weight_scale"], tensors["model.embed_tokens.weight_scale"])
     assert info["payload_bytes"] == promised_bytes(llama, layer_map)
     loaded = load(tmp_path / "out")
-    assert torch.equal(output(loaded), output(quantize_model(llama, layer_map)))
+    assert torch.equal(output(loaded), output(assembled(llama, layer_map)))
 
 
 def test_names_in_the_file_are_those_of_the_hub(dinov2: nn.Module, tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_names_in_the_file_are_those_of_the_hub(dinov2: nn.Module, tmp_path: Pat
     ) as file:
         names = set(file.keys())
     assert "dinov2.encoder.layer.0.attention.attention.query.weight_scale" in names
-    assert torch.equal(output(load(tmp_path / "out")), output(quantize_model(dinov2, layer_map)))
+    assert torch.equal(output(load(tmp_path / "out")), output(assembled(dinov2, layer_map)))
 
 
 def test_all_float_in_the_base_dtype_is_an_ordinary_checkpoint(bert: nn.Module, tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_large_weights_are_sharded(bert: nn.Module, tmp_path: Path, monkeypatch:
         layer_map = make_map(bert, scheme)
         write_checkpoint(bert, layer_map, tmp_path / name)
         assert len(list((tmp_path / name).glob("*.safetensors"))) > 1
-        expected = output(quantize_model(bert, layer_map))
+        expected = output(assembled(bert, layer_map))
         assert torch.equal(output(load(tmp_path / name)), expected)
         if name == "native":
             assert torch.equal(output(AutoModelForSequenceClassification.from_pretrained(tmp_path / name)), expected)

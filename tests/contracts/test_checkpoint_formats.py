@@ -17,11 +17,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from autoquant.artifacts import folder_bytes
-from autoquant.checkpoint import FORMATS, load, promised_bytes, quantize_model, register, write_checkpoint
+from autoquant.checkpoint import FORMATS, load, register, write_checkpoint
 from autoquant.checkpoint import write as write_module
 from autoquant.errors import AutoquantError, CheckpointError
 from autoquant.models.layers import inspect
 from autoquant.values import LayerMap
+from tests.maps import assembled, promised_bytes
 
 SCHEMES = (
     "int8-channel-sym",
@@ -60,7 +61,7 @@ def test_round_trip_is_bit_identical_and_the_source_is_unchanged(format: str, ba
     model = _model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     layer_map = _map(model, format, base)
-    expected = _output(quantize_model(model, layer_map))
+    expected = _output(assembled(model, layer_map))
     info = write_checkpoint(model, layer_map, tmp_path / "out")
     assert info["format"] == format
     assert torch.equal(_output(load(tmp_path / "out")), expected)

@@ -5,6 +5,11 @@ A new runtime joins by being in `RUNTIMES`, a new scheme by being in `SCHEMES`.
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -213,8 +218,75 @@ def test_compiled_codes_are_the_codes_of_the_definition(strategy: str) -> None:
         scale = torch.tensor([0.0123]) if strategy == "static" else None
         codes, scales = quantize_input(x, scheme, scale)
         found, found_scales, sums = native.quantize_rows(x, scale=scale, per_row=strategy == "token", with_sums=True)
-        assert torch.equal(found, codes) and torch.equal(found_scales, scales.reshape(-1)) and sums is not None
+        assert torch.equal(found, codes) and torch.equal(found_scales, scales.flatten()) and sums is not None
         assert torch.equal(sums, codes.sum(1, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("kind", ["linear", "no_bias", "patchify"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_row_that_is_not_finite_gives_no_finite_output(
+    runtime: Runtime, kind: str, name: str, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation looks for NaN in the model's output: a kernel must not hide it, nor spread it to other rows."""
+    if not compiled:
+        monkeypatch.setattr(native, "available", lambda dtype=torch.float32: False)
+    built = prepare(runtime, kind, name, dtype)
+    module = built.build()
+    clean = torch.randn(20, 3, 2, 3) if kind == "patchify" else torch.randn(20, built.layer.shape[1])
+    clean[[0, 7]] = 0
+    clean = clean.to(dtype)
+    expected = run(module, clean).flatten(1)
+    for row, bad in itertools.product((0, 7), (math.nan, -math.nan, math.inf, -math.inf)):
+        x = clean.clone()
+        x[row].view(-1)[-1] = bad
+        y = run(module, x).flatten(1)
+        # A float product may give infinity for infinity; an integer product gives NaN.
+        assert bool(y[row].isnan().all() if built.scheme.input else (~y[row].isfinite()).all())
+        if "a8-tensor" in name:
+            assert bool(y.isnan().all()), "one scale for all rows: it is lost"
+        else:
+            good = torch.arange(20) != row
+            assert torch.equal(y[good], expected[good]) and bool(y[good].isfinite().all())
+
+
+UNALIGNED = """
+import sys
+import torch
+from torch import nn
+from autoquant.models.layers import inspect
+from autoquant.runtimes import RUNTIMES
+from autoquant.schemes import SCHEMES, QuantizedTensor, dequantize, quantize
+
+scheme = SCHEMES["int8-channel-sym"]
+for dtype in (torch.bfloat16, torch.float16):
+    for width in (16, 21, 31, 32, 48, 96, 100):
+        source = nn.Linear(width, 40)
+        (layer,) = inspect(nn.Sequential(source)).layers
+        q = quantize(source.weight, scheme.weights, scale_dtype=dtype)
+        for offset in (0, 1, 8, 16, 63):
+            shifted = torch.zeros(40 * width + offset, dtype=torch.int8)[offset:].view(40, width).copy_(q.values)
+            weight = QuantizedTensor(shifted, q.scale)
+            module = RUNTIMES[sys.argv[1]]().build(layer, scheme, source, weight, base_dtype=dtype)
+            moved = RUNTIMES[sys.argv[1]]().build(layer, scheme, source, weight, base_dtype=dtype)
+            if "weight" in moved._buffers:
+                moved.weight = shifted  # as whoever maps a file over the buffers would
+            for rows in (1, 4, 16):
+                x = torch.randn(rows, width).to(dtype)
+                expected = nn.functional.linear(x.float(), dequantize(q, torch.float32), source.bias)
+                for each in (module, moved):
+                    with torch.inference_mode():
+                        assert torch.allclose(each(x).float(), expected, rtol=0.05, atol=0.05), (dtype, width, offset)
+"""
+
+
+def test_a_weight_may_start_anywhere_in_memory(runtime: Runtime) -> None:
+    """`_weight_int8pack_mm` kills the process on some, as files hold them; hence a process."""
+    done = subprocess.run(
+        [sys.executable, "-c", UNALIGNED, runtime.name],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-2000:]}"
 
 
 @pytest.mark.parametrize("name", ["int8-channel-asym/a8-token", "int8-tensor-sym/a8-tensor", "int8-channel-sym"])

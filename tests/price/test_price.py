@@ -20,13 +20,14 @@ from transformers import (
 from autoquant.checkpoint import format_for, write_checkpoint
 from autoquant.models.layers import inspect
 from autoquant.models.loading import load_model
-from autoquant.price import measure_price, price_bytes
+from autoquant.price import measure_price
 from autoquant.runtimes import TorchRuntime
 from autoquant.runtimes.assemble import Assembler
 from autoquant.schemes import SCHEMES, project
 from autoquant.tasks import make
 from autoquant.values import FLOAT_DTYPES, LayerMap, Price
 from tests import tiny
+from tests.maps import promised_bytes
 
 RUNTIME = TorchRuntime()
 INTEGER = tuple(name for name, scheme in SCHEMES.items() if not scheme.is_float)
@@ -76,25 +77,22 @@ def maps(model: nn.Module, base: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("base", FLOAT_DTYPES)
 def test_bytes_are_those_of_the_checkpoint(model: nn.Module, base: str, tmp_path: Path) -> None:
     inventory = inspect(model)
-    layer_bytes, other = price_bytes(model, inventory, allowed(model), FLOAT_DTYPES)
     for number, layers in enumerate(maps(model, base)):
         form = format_for(inventory.layers, layers, base, model=model)
         absmax = dict.fromkeys(layers, 3.0)
         layer_map = LayerMap(layers=layers, base_dtype=base, input_absmax=absmax, format=form)
         written = write_checkpoint(model, layer_map, tmp_path / str(number))
-        promised = other[base] + sum(layer_bytes[base][name][scheme] for name, scheme in layers.items())
-        assert promised == written["payload_bytes"]
+        assert promised_bytes(model, layer_map) == written["payload_bytes"]
 
 
-def test_bytes_of_modules_that_stay_in_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["LayerNorm", "query"])
+def test_bytes_of_modules_that_stay_in_float32(tmp_path: Path, kept: str) -> None:
     model = MODELS["bert"](tmp_path / "model").eval()
-    model._keep_in_fp32_modules = ["LayerNorm"]
+    model._keep_in_fp32_modules = [kept]
     layers = {layer.name: "float16" for layer in inspect(model).layers}
-    layer_bytes, other = price_bytes(model, inspect(model), {name: () for name in layers}, ("float16",))
-    written = write_checkpoint(model, LayerMap(layers=layers, base_dtype="float16"), tmp_path / "out")
-    assert (
-        other["float16"] + sum(layer_bytes["float16"][name]["float16"] for name in layers) == written["payload_bytes"]
-    )
+    layer_map = LayerMap(layers=layers, base_dtype="float16")
+    written = write_checkpoint(model, layer_map, tmp_path / "out")
+    assert promised_bytes(model, layer_map) == written["payload_bytes"]
 
 
 def test_a_weight_that_two_norms_share_is_paid_once(tmp_path: Path) -> None:
@@ -102,12 +100,9 @@ def test_a_weight_that_two_norms_share_is_paid_once(tmp_path: Path) -> None:
     first, second = (block.input_layernorm for block in model.model.layers)
     second.weight = first.weight
     layers = {layer.name: "bfloat16" for layer in inspect(model).layers}
-    layer_bytes, other = price_bytes(model, inspect(model), {name: () for name in layers}, ("bfloat16",))
-    written = write_checkpoint(model, LayerMap(layers=layers, base_dtype="bfloat16"), tmp_path / "out")
-    assert (
-        other["bfloat16"] + sum(layer_bytes["bfloat16"][name]["bfloat16"] for name in layers)
-        == written["payload_bytes"]
-    )
+    layer_map = LayerMap(layers=layers, base_dtype="bfloat16")
+    written = write_checkpoint(model, layer_map, tmp_path / "out")
+    assert promised_bytes(model, layer_map) == written["payload_bytes"]
 
 
 @pytest.fixture(scope="module")

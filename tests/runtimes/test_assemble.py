@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
-from autoquant.checkpoint import format_for, quantize_model
+from autoquant.checkpoint import format_for, load, write_checkpoint
 from autoquant.errors import LayerMapError
 from autoquant.models.layers import inspect
 from autoquant.runtimes import TorchRuntime
@@ -18,6 +18,7 @@ from autoquant.runtimes.assemble import Assembler
 from autoquant.schemes import SCHEMES, project
 from autoquant.values import FLOAT_DTYPES, LayerMap
 from tests import tiny
+from tests.maps import assembled
 
 IDS = torch.arange(20).reshape(2, 10)
 CHOICES = (
@@ -131,12 +132,36 @@ def test_every_layer_runs_what_the_map_names(model: nn.Module, base: str) -> Non
 
 
 @pytest.mark.parametrize("base", FLOAT_DTYPES)
-def test_what_is_assembled_is_what_a_checkpoint_would_hold(model: nn.Module, base: str) -> None:
+def test_what_is_assembled_is_what_a_checkpoint_holds(model: nn.Module, base: str, tmp_path: Path) -> None:
     layers = mixed(model)
     absmax = {name: 4.0 for name in layers}
     form = format_for(inspect(model).layers, layers, base, model=model)
-    expected = quantize_model(model, LayerMap(layers=layers, base_dtype=base, input_absmax=absmax, format=form))
-    assert torch.equal(output(assembler_of(model).assemble(layers, base)), output(expected))
+    layer_map = LayerMap(layers=layers, base_dtype=base, input_absmax=absmax, format=form)
+    write_checkpoint(model, layer_map, tmp_path / "out")
+    assert torch.equal(output(assembled(model, layer_map)), output(load(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("base", FLOAT_DTYPES)
+@pytest.mark.parametrize("absmax", [0.0, 1e-9])
+def test_an_input_that_was_almost_always_zero_has_a_scale(tmp_path: Path, base: str, absmax: float) -> None:
+    """A float16 cannot hold 1e-9 / 127.5: the scale must be neither zero nor another one in the checkpoint."""
+    model = tied_llama(tmp_path / "model").eval()
+    layers = {layer.name: base for layer in inspect(model).layers}
+    layers["model.layers.0.mlp.down_proj"] = "int8-channel-sym/a8-static"
+    layer_map = LayerMap(layers=layers, base_dtype=base, input_absmax=dict.fromkeys(layers, absmax))
+    write_checkpoint(model, layer_map, tmp_path / "out")
+    found = output(assembled(model, layer_map))
+    assert torch.isfinite(found).all() and torch.equal(found, output(load(tmp_path / "out")))
+
+
+def test_a_module_in_two_places_is_replaced_in_both(tmp_path: Path) -> None:
+    model = tied_llama(tmp_path / "model").eval()
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    name = "model.layers.0.mlp.up_proj"
+    found = assembler_of(model).assemble({name: "int8-channel-sym"}, "float32")
+    first, second = (block.mlp.up_proj for block in found.model.layers)
+    assert first is second and first.scheme_name == "int8-channel-sym"
+    assert model.model.layers[0].mlp is model.model.layers[1].mlp and type(model.get_submodule(name)) is nn.Linear
 
 
 def test_tied_layers_are_swapped_one_by_one(tmp_path: Path) -> None:

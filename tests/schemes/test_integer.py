@@ -191,7 +191,7 @@ def test_input_codes_are_those_of_compressed_tensors(x: torch.Tensor, strategy: 
     wide = x.float()
     low, high = torch.aminmax(wide, dim=1, keepdim=True) if strategy == "token" else torch.aminmax(wide)
     peer_scale, peer_zero = calculate_qparams(low, high, peer)
-    assert torch.equal(scale, peer_scale)
+    assert torch.equal(scale, peer_scale.expand_as(scale))
     assert torch.equal(codes, peer_quantize(wide, peer_scale, peer_zero, peer, dtype=torch.int8))
 
 
@@ -214,6 +214,19 @@ def test_rows_of_zeros_and_values_beyond_the_calibrated_range() -> None:
     assert not codes.any() and scale.tolist() == [[1.0], [1.0]]
     codes, _ = quantize_input(torch.tensor([[-9.0, 9.0]]), QuantizationArgs("tensor"), torch.tensor([1 / 127.5]))
     assert codes.tolist() == [[-128, 127]]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_not_rounded_away(bad: float) -> None:
+    x = torch.ones(3, 4)
+    x[1, 2] = bad
+    found = {
+        "token": quantize_input(x, QuantizationArgs("token", dynamic=True))[1],
+        "static": quantize_input(x, QuantizationArgs("tensor"), torch.ones(1))[1],
+        "tensor": quantize_input(x, QuantizationArgs("tensor", dynamic=True))[1],
+    }
+    lost = {strategy: scale.isnan().flatten().tolist() for strategy, scale in found.items()}
+    assert lost == {"token": [False, True, False], "static": [False, True, False], "tensor": [True] * 3}
 
 
 @pytest.mark.parametrize("strategy", ["token", "tensor"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -50,12 +51,9 @@ def _library() -> ctypes.CDLL | None:
                     [compiler, *_FLAGS, str(_SOURCE), "-o", str(built), "-lm"], check=True, capture_output=True
                 )
                 os.replace(built, target)
-        library = ctypes.CDLL(str(target))
+        return ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError):
         return None  # no usable compiler or cache folder: the torch path computes the same
-    for name in ("absmax_f32", "absmax_bf16"):
-        getattr(library, name).restype = ctypes.c_float
-    return library
 
 
 def _processor() -> str:
@@ -80,21 +78,22 @@ def quantize_rows(
         scale: float32 (1,) static scale; None computes it: one a row if `per_row`, otherwise one for the matrix.
 
     Returns:
-        codes int8 (rows, cols), scales float32 (rows,) or (1,), sums int32 (rows,) or None.
+        codes int8 (rows, cols), scales float32 (rows,), sums int32 (rows,) or None.
     """
     library = _library()
     assert library is not None
     rows, cols = x.shape
-    suffix, threads = _SUFFIX[x.dtype], _threads(x.numel())
-    if scale is None and not per_row:
-        top = getattr(library, f"absmax_{suffix}")(_pointer(x), ctypes.c_int64(x.numel()), threads)
+    if scale is None and not per_row and rows:
+        top = max(map(abs, torch.stack(torch.aminmax(x)).tolist()))
+        if not math.isfinite(top):
+            x = torch.full_like(x, math.nan)  # one scale for all rows: all of them are lost
         scale = torch.full((1,), top / 127.5 if top > 0 else 1.0)
-    scales = scale if scale is not None else torch.empty(rows)
+    scales = torch.empty(rows)
     codes = torch.empty((rows, cols), dtype=torch.int8)
     sums = torch.empty(rows, dtype=torch.int32) if with_sums else None
-    getattr(library, f"quantize_{suffix}")(
-        _pointer(x), _pointer(codes), _pointer(scales), _pointer(sums), ctypes.c_int64(rows), ctypes.c_int64(cols),
-        int(scale is None), threads,
+    getattr(library, f"quantize_{_SUFFIX[x.dtype]}")(
+        _pointer(x), _pointer(codes), _pointer(scales), _pointer(sums), _pointer(scale), ctypes.c_int64(rows),
+        ctypes.c_int64(cols), _threads(x.numel()),
     )  # fmt: skip
     return codes, scales, sums
 
@@ -106,15 +105,15 @@ def finish(
     """(acc - sums ⊗ zero_points) · row_scales ⊗ col_scales + bias, rounded once to `dtype`.
 
     Args:
-        acc: int32 (rows, cols), contiguous. row_scales: float32 (rows,) or (1,). The rest: float32 (cols,), or None.
+        acc: int32 (rows, cols), contiguous. row_scales: float32 (rows,). The rest: float32 (cols,), or None.
     """
     library = _library()
     assert library is not None
     rows, cols = acc.shape
     y = torch.empty((rows, cols), dtype=dtype)
     getattr(library, f"finish_{_SUFFIX[dtype]}")(
-        _pointer(acc), _pointer(row_scales), int(row_scales.numel() > 1), _pointer(col_scales), _pointer(zero_points),
-        _pointer(sums), _pointer(bias), _pointer(y), ctypes.c_int64(rows), ctypes.c_int64(cols), _threads(acc.numel()),
+        _pointer(acc), _pointer(row_scales), _pointer(col_scales), _pointer(zero_points), _pointer(sums), _pointer(bias),
+        _pointer(y), ctypes.c_int64(rows), ctypes.c_int64(cols), _threads(acc.numel()),
     )  # fmt: skip
     return y
 

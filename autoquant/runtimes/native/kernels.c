@@ -7,7 +7,10 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline float bf16_to_f32(uint16_t v) { uint32_t u = (uint32_t)v << 16; float f; memcpy(&f, &u, 4); return f; }
+static const uint32_t NOT_A_NUMBER = 0x7fc00000;
+
+static inline float f32_of(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+static inline float bf16_to_f32(uint16_t v) { return f32_of((uint32_t)v << 16); }
 static inline uint16_t f32_to_bf16(float f) {
     uint32_t u; memcpy(&u, &f, 4);
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
@@ -15,57 +18,52 @@ static inline uint16_t f32_to_bf16(float f) {
 static inline float identity(float v) { return v; }
 
 /* codes[r, c] = clamp(round(x[r, c] / scale), -128, 127); sums[r] = sum of codes[r, :] when sums is given.
- * per_row: scales[r] = absmax of the row / 127.5 is computed here; otherwise scales[0] is used for all rows.
- * An all-zero row has scale 1. */
-#define QUANTIZE(NAME, T, LOAD)                                                                                        \
-    void NAME(const T *x, int8_t *codes, float *scales, int32_t *sums, int64_t rows, int64_t cols, int per_row,        \
+ * scales[r] = *given, or absmax of the row / 127.5 where given is null (1 if the row is all zero).
+ *
+ * A row that holds NaN or infinity gets the scale NaN, so that all its outputs are NaN. Inputs are read as the integers
+ * that their bits are: without the sign these are in the order of the absolute values, infinity and NaN behind all others,
+ * so that one integer maximum gives the absmax and tells whether the row is finite. Only finite rows reach the arithmetic,
+ * which is compiled with -ffinite-math-only: the clamp takes twice as long without. */
+#define QUANTIZE(NAME, T, LOAD, MAGNITUDE, INFINITE)                                                                   \
+    void NAME(const T *x, int8_t *codes, float *scales, int32_t *sums, const float *given, int64_t rows, int64_t cols, \
               int threads) {                                                                                           \
         _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")                             \
         for (int64_t r = 0; r < rows; r++) {                                                                           \
             const T *in = x + r * cols;                                                                                \
             int8_t *out = codes + r * cols;                                                                            \
-            float scale = scales[0];                                                                                   \
-            if (per_row) {                                                                                             \
-                float top = 0.0f;                                                                                      \
-                for (int64_t c = 0; c < cols; c++) { float v = fabsf(LOAD(in[c])); top = v > top ? v : top; }          \
-                scale = top > 0.0f ? top / 127.5f : 1.0f;                                                              \
-                scales[r] = scale;                                                                                     \
-            }                                                                                                          \
+            T top = 0;                                                                                                 \
+            for (int64_t c = 0; c < cols; c++) { T v = (T)(in[c] & MAGNITUDE); top = v > top ? v : top; }              \
             int32_t sum = 0;                                                                                           \
-            for (int64_t c = 0; c < cols; c++) {                                                                       \
-                float v = rintf(LOAD(in[c]) / scale);                                                                  \
-                v = v > 127.0f ? 127.0f : (v < -128.0f ? -128.0f : v);                                                 \
-                int32_t q = (int32_t)v;                                                                                \
-                out[c] = (int8_t)q;                                                                                    \
-                sum += q;                                                                                              \
+            if (top >= INFINITE) {                                                                                     \
+                memcpy(scales + r, &NOT_A_NUMBER, 4);                                                                  \
+                memset(out, 0, cols);                                                                                  \
+            } else {                                                                                                   \
+                const float scale = given ? *given : top > 0 ? LOAD(top) / 127.5f : 1.0f;                              \
+                scales[r] = scale;                                                                                     \
+                for (int64_t c = 0; c < cols; c++) {                                                                   \
+                    float v = rintf(LOAD(in[c]) / scale);                                                              \
+                    v = v > 127.0f ? 127.0f : (v < -128.0f ? -128.0f : v);                                             \
+                    int32_t q = (int32_t)v;                                                                            \
+                    out[c] = (int8_t)q;                                                                                \
+                    sum += q;                                                                                          \
+                }                                                                                                      \
             }                                                                                                          \
             if (sums) sums[r] = sum;                                                                                   \
         }                                                                                                              \
     }
-QUANTIZE(quantize_f32, float, identity)
-QUANTIZE(quantize_bf16, uint16_t, bf16_to_f32)
+QUANTIZE(quantize_f32, uint32_t, f32_of, 0x7fffffff, 0x7f800000)
+QUANTIZE(quantize_bf16, uint16_t, bf16_to_f32, 0x7fff, 0x7f80)
 
-#define ABSMAX(NAME, T, LOAD)                                                                                          \
-    float NAME(const T *x, int64_t n, int threads) {                                                                   \
-        float top = 0.0f;                                                                                              \
-        _Pragma("omp parallel for simd schedule(static) num_threads(threads) reduction(max : top) if (threads > 1)")   \
-        for (int64_t i = 0; i < n; i++) { float v = fabsf(LOAD(x[i])); top = v > top ? v : top; }                      \
-        return top;                                                                                                    \
-    }
-ABSMAX(absmax_f32, float, identity)
-ABSMAX(absmax_bf16, uint16_t, bf16_to_f32)
-
-/* y[r, c] = (acc[r, c] - zero_points[c] * sums[r]) * row_scale * col_scales[c] + bias[c], all in float32, then stored.
- * row_stride is 0 when one scale serves all rows; zero_points, sums and bias may be null. */
+/* y[r, c] = (acc[r, c] - zero_points[c] * sums[r]) * row_scales[r] * col_scales[c] + bias[c], all in float32, then stored.
+ * zero_points, sums and bias may be null. */
 #define FINISH(NAME, T, STORE)                                                                                         \
-    void NAME(const int32_t *acc, const float *row_scales, int row_stride, const float *col_scales,                    \
-              const float *zero_points, const int32_t *sums, const float *bias, T *y, int64_t rows, int64_t cols,      \
-              int threads) {                                                                                           \
+    void NAME(const int32_t *acc, const float *row_scales, const float *col_scales, const float *zero_points,          \
+              const int32_t *sums, const float *bias, T *y, int64_t rows, int64_t cols, int threads) {                 \
         _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")                             \
         for (int64_t r = 0; r < rows; r++) {                                                                           \
             const int32_t *in = acc + r * cols;                                                                        \
             T *out = y + r * cols;                                                                                     \
-            const float s = row_scales[row_stride ? r : 0];                                                            \
+            const float s = row_scales[r];                                                                             \
             const float total = sums ? (float)sums[r] : 0.0f;                                                          \
             if (zero_points && bias)                                                                                   \
                 for (int64_t c = 0; c < cols; c++)                                                                     \

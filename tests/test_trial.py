@@ -1,0 +1,88 @@
+"""How a map is judged on the search split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autoquant.certify.judge import judge
+from autoquant.search import Outcome
+from autoquant.session import Progress
+from autoquant.tasks.base import Batch, Task
+from autoquant.trial import make_evaluate
+from autoquant.values import Budget
+
+ROWS = 100
+
+
+class Sign(Task):
+    """Is the model's output positive? It ought to be."""
+
+    name = "sign"
+    metric = "accuracy"
+    output_kind = "bernoulli"
+
+    def rows(self, split: str) -> int:
+        return ROWS
+
+    items = rows
+
+    def lengths(self, split: str) -> Sequence[int]:
+        return [1] * ROWS
+
+    def batch(self, split: str, rows: Sequence[int]) -> Batch:
+        return {"x": torch.tensor(rows, dtype=torch.float32)[:, None], "rows": rows}
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(batch["x"])
+
+    def score(self, split: str, reduced: Tensor, reference: Tensor | None = None) -> np.ndarray:
+        return (reduced[:, 0] > 0).double().numpy()
+
+    def example(self, batch_size: int, seq_len: int | None) -> Batch:
+        return self.batch("search", range(batch_size))
+
+
+class Threshold(nn.Module):
+    """Wrong on the first `wrong` rows."""
+
+    def __init__(self, wrong: int) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.wrong + 0.5
+
+
+def evaluated(wrong: int, budget: Budget) -> Outcome:
+    session: Any = SimpleNamespace(
+        settings=SimpleNamespace(eval_batch_size=32, trials=1, batch_size=2), task=Sign(), budget=budget,
+        model=Threshold(0), seq_len=None, progress=Progress(quiet=True),
+        assembler=SimpleNamespace(assemble=lambda layers, base: Threshold(wrong)),
+    )  # fmt: skip
+    price: Any = SimpleNamespace(model_ms={"float32": 1.0})
+    return make_evaluate(session, price, lambda done, total: None)("float32", {})
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2, 3])
+def test_a_drop_of_exactly_the_budget_is_within_it_as_it_is_for_the_certifier(wrong: int) -> None:
+    """1 - 0.99 is more than 0.01 in floats."""
+    budget = Budget(0.01, confidence=None)
+    found = evaluated(wrong, budget)
+    before, after = np.ones(ROWS), np.r_[np.zeros(wrong), np.ones(ROWS - wrong)]
+    assert found.drop == judge(Sign(), "search", before, after, budget).drop == pytest.approx(wrong / ROWS)
+    assert (found.margin <= 0) == (judge(Sign(), "search", before, after, budget).status == "PASS") == (wrong <= 1)
+
+
+def test_the_margin_is_that_of_the_bound_that_is_to_be_expected() -> None:
+    one, two = (evaluated(2, Budget(0.05, confidence=level)) for level in (0.8, 0.95))
+    assert one.drop == two.drop == pytest.approx(0.02) and one.error == pytest.approx(np.sqrt(0.02 * 0.98 / ROWS))
+    assert one.margin == pytest.approx(0.02 + 0.8416 * one.error - 0.05, abs=1e-5)
+    assert two.margin == pytest.approx(0.02 + 1.6449 * two.error - 0.05, abs=1e-5)
+    assert evaluated(0, Budget(0.05)).divergence == 0 < one.divergence and one.items == ROWS
