@@ -37,6 +37,7 @@ def lower(captured: Captured, model: nn.Module) -> Callable[..., Any]:
     _attention(graph)
     _gated(layers, graph)
     _join(layers, graph, model)
+    _packed_attention(graph)
     _epilogues(graph, module)
     graph.eliminate_dead_code()
     return _assemble(graph, module, captured)
@@ -189,6 +190,44 @@ def _joined(parts: list[PackedLinear]) -> PackedLinear:
     if not joined or first.family is None or first.family.outputs != sum(p.outputs for p in parts):
         return avx512.join(parts)
     return first.family
+
+
+def _packed_attention(graph: Graph) -> None:
+    """attention of q, k, v that are columns of one product, split into heads, and its heads put side by side again."""
+    for node in [node for node in graph.nodes if node.target is avx512.attention]:
+        found = [_heads_of(arg) for arg in node.args]
+        if any(part is None for part in found) or len({part[0] for part in found if part}) != 1:
+            continue
+        parts = [part for part in found if part]
+        last = node
+        for targets in (RESHAPES, (aten.transpose.int,), RESHAPES):  # the first of them changes nothing, or is not there
+            user = _only_user(last)
+            if user is not None and user.target in targets and (targets is not RESHAPES or last.target is not node.target or _same(user, last)):
+                last = user
+        if last.target not in RESHAPES or len(_shape(last)) != 3:
+            continue
+        kernel = avx512.PackedAttention(
+            tuple(start for _, start, _ in parts), tuple(_shape(arg)[1] for arg in node.args), parts[0][2],
+            node.kwargs["causal"], node.kwargs["scale"],
+        )  # fmt: skip
+        _replace(graph, last, kernel.__call__, (parts[0][0],), {"mask": node.kwargs["mask"]})
+
+
+RESHAPES = (aten.reshape.default, aten.view.default, aten.contiguous.default, aten.clone.default, aten._unsafe_view.default)
+
+
+def _heads_of(node: Node) -> tuple[Node, int, int] | None:
+    """(the product, the first column, a head's width) of transpose(view(narrow(product), [.., .., heads, width]), 1, 2)."""
+    if not _calls(node, aten.transpose.int) or list(node.args[1:]) != [1, 2]:
+        return None
+    view = node.args[0]
+    if not any(_calls(view, target) for target in (aten.view.default, aten.reshape.default)):
+        return None
+    narrow = view.args[0]
+    if not _calls(narrow, torch.narrow) or len(_shape(view)) != 4 or len(_shape(narrow)) != 3:
+        return None
+    width = _shape(view)[-1]
+    return (narrow.args[0], narrow.args[2], width) if isinstance(width, int) else None
 
 
 ACTIVATIONS: dict[Any, Callable[[Node], str]] = {

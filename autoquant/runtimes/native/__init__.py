@@ -1,67 +1,28 @@
-"""Compile kernels.c once a machine with the system's C compiler, and call it on torch tensors without copying.
-
-Nothing is compiled where there is no compiler, or with AUTOQUANT_NATIVE=0: `available()` is then False and the runtime
-uses torch operations that compute the same. The library is cached under the user's cache folder by the hash of its
-source, compiler and processor.
+"""The portable passes of kernels.c around an int8 product, on torch tensors without copying. See `build` for how and when
+they are compiled; where they cannot be, the runtime uses torch operations that compute the same.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
 import math
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from autoquant.runtimes.native.build import load_library
+
 _SOURCE = Path(__file__).with_name("kernels.c")
-_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math",
-          "-ffinite-math-only", "-fno-signed-zeros"]  # fmt: skip
+_FLAGS = ("-ffinite-math-only", "-fno-signed-zeros")
 """Divisions stay exact: a reciprocal would move codes that lie on a tie, as the largest value of each row does."""
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _PARALLEL_FROM = 16_384
 """Elements below which waking a second thread costs more than it saves."""
 
 
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "autoquant"
-
-
-@functools.cache
 def _library() -> ctypes.CDLL | None:
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
-    if os.environ.get("AUTOQUANT_NATIVE") == "0" or compiler is None or platform.system() != "Linux":
-        return None
-    key = hashlib.sha256(_SOURCE.read_bytes() + f"{compiler}{_FLAGS}{_processor()}".encode()).hexdigest()[:16]
-    target = cache_folder() / f"kernels-{key}.so"
-    try:
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                built = Path(scratch) / "kernels.so"
-                subprocess.run(
-                    [compiler, *_FLAGS, str(_SOURCE), "-o", str(built), "-lm"], check=True, capture_output=True
-                )
-                os.replace(built, target)
-        return ctypes.CDLL(str(target))
-    except (OSError, subprocess.SubprocessError):
-        return None  # no usable compiler or cache folder: the torch path computes the same
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith("flags")), platform.machine())
+    return load_library(_SOURCE, _FLAGS)
 
 
 def available(dtype: torch.dtype = torch.float32) -> bool:

@@ -245,11 +245,7 @@ def attention(
     y = q.new_empty(batch, queries, heads, width)
     kind, strides = 0, (0, 0, 0, 0)
     if mask is not None:
-        if mask.dtype not in (torch.bool, *_DTYPES):
-            mask = mask.float()
-        mask = mask.expand(batch, heads, queries, k.shape[2])
-        if mask.stride(-1) not in ((0, 1) if mask.dtype is torch.bool else (1,)):
-            mask = mask.contiguous()
+        mask = _readable(mask, (batch, heads, queries, k.shape[2]))
         kind, strides = _MASKS[mask.dtype], mask.stride()
     call = _attention_call(
         q.shape, k.shape, q.stride(), k.stride(), v.stride(), strides, scale, causal, q.dtype is torch.bfloat16, kind
@@ -258,6 +254,45 @@ def attention(
     call.mask = None if mask is None else mask.data_ptr()
     call.run(call.address, torch.get_num_threads())
     return y.transpose(1, 2)
+
+
+class PackedAttention:
+    """Attention of queries, keys and values that lie side by side in the columns of one product.
+
+    Args:
+        starts: the first column of each. heads: of each; query heads share key heads.
+    """
+
+    def __init__(
+        self, starts: tuple[int, ...], heads: tuple[int, ...], width: int, causal: bool, scale: float | None
+    ) -> None:
+        self.starts, self.heads, self.width, self.causal, self.scale = starts, heads, width, causal, scale
+
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x: (batch, length, columns), mask as for `attention` → (batch, length, heads · width)."""
+        batch, length, columns = x.shape
+        q, k, _ = self.heads
+        kind, strides = 0, (0, 0, 0, 0)
+        if mask is not None:
+            mask = _readable(mask, (batch, q, length, length))
+            kind, strides = _MASKS[mask.dtype], mask.stride()
+        axes = (length * columns, self.width, columns, 1)
+        bf16 = x.dtype is torch.bfloat16
+        call = _attention_call(
+            (batch, q, length, self.width), (batch, k, length), axes, axes, axes, strides, self.scale, self.causal, bf16, kind
+        )
+        y = x.new_empty(batch, length, q * self.width)
+        start, size = x.data_ptr(), 2 if bf16 else 4
+        call.q, call.k, call.v = (start + size * column for column in self.starts)
+        call.y, call.mask = y.data_ptr(), None if mask is None else mask.data_ptr()
+        call.run(call.address, torch.get_num_threads())
+        return y
+
+
+def _readable(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """A mask that the kernel reads: bool, float32 or bfloat16, its last dimension dense (or, of bools, one for all)."""
+    mask = (mask if mask.dtype in _MASKS else mask.float()).expand(shape)
+    return mask if mask.stride(-1) == 1 or mask.dtype is torch.bool and mask.stride(-1) == 0 else mask.contiguous()
 
 
 _MASKS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
