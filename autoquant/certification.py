@@ -17,6 +17,7 @@ from autoquant.certify.worker import run_job
 from autoquant.checkpoint import load, write_checkpoint
 from autoquant.evaluation import evaluate_split, forward_call, time_models
 from autoquant.layer_maps import make_map
+from autoquant.runtimes.graph import as_written
 from autoquant.search import ladder
 from autoquant.session import Session
 from autoquant.values import Candidate, LayerMap, Profile, Verdict
@@ -155,7 +156,7 @@ def _measure_here(session: Session, name: str, path: Path | None, folder: Path) 
 
 
 def _latencies(session: Session, paths: Mapping[str, Path | None]) -> dict[str, Any]:
-    """End-to-end ms of the checkpoints, in turns in one fresh process."""
+    """End-to-end ms of the checkpoints, in turns in one fresh process: floats as transformers runs them."""
     if session.module is not None:
         example = session.task.example(session.batch_size, session.seq_len)
         models = {
@@ -164,13 +165,15 @@ def _latencies(session: Session, paths: Mapping[str, Path | None]) -> dict[str, 
             else load(path, model=copy.deepcopy(session.model), runtime=session.runtime)
             for name, path in paths.items()
         }
+        as_written(models["half"])
         found = time_models(
             {name: forward_call(model, session.task, example) for name, model in models.items()}, rounds=25
         )
         return {"ms": {n: ms for n, (ms, _) in found.items()}, "noise": {n: noise for n, (_, noise) in found.items()}}
     session.progress.say("  timing float32, half and quantized side by side in a fresh process …")
     job = {**_common_job(session), "kind": "latency", "rounds": 25, "max_seconds": 20.0,
-           "models": {name: _model_item(session, path) for name, path in paths.items()}}  # fmt: skip
+           "models": {name: {**_model_item(session, path), "plain": name != "quantized"}
+                      for name, path in paths.items()}}  # fmt: skip
     return run_job(job, session.folder / FRESH, "latency")
 
 

@@ -25,6 +25,7 @@ from autoquant.checkpoint import load
 from autoquant.errors import AutoquantError
 from autoquant.evaluation import evaluate_split, forward_call, time_models
 from autoquant.models.loading import architectures, load_model, load_processor
+from autoquant.runtimes.graph import as_written
 from autoquant.tasks import TASKS, from_spec
 
 
@@ -53,11 +54,13 @@ def run_job(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
 
 
 def _open(item: dict[str, Any], task: str) -> torch.nn.Module:
-    """A checkpoint folder of ours, or (`float`) the model that the user named, with the class that the task wants."""
+    """A checkpoint folder of ours (`plain`: run as transformers would), or (`float`) the model that the user named, with the
+    class that the task wants."""
     if item.get("float"):
         auto_class = TASKS[task].auto_class_for(architectures(item["path"]))
         return load_model(item["path"], auto_class, trust_remote_code=item["trust_remote_code"]).model
-    return load(item["path"], device=item.get("device", "cpu"), trust_remote_code=item["trust_remote_code"])
+    model = load(item["path"], device=item.get("device", "cpu"), trust_remote_code=item["trust_remote_code"])
+    return as_written(model) if item.get("plain") else model
 
 
 def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:

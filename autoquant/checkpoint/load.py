@@ -18,7 +18,7 @@ from autoquant.checkpoint.maps import FILE_NAME, read_layer_map
 from autoquant.checkpoint.native import RAW_CONFIG
 from autoquant.checkpoint.raw import load_raw
 from autoquant.errors import AutoquantError, CheckpointError
-from autoquant.runtimes import Runtime
+from autoquant.runtimes import RUNTIMES, Runtime
 
 _AGAIN = "Copy or write the checkpoint again."
 
@@ -107,7 +107,7 @@ def _load_pretrained(folder: Path, device: torch.device, runtime: Runtime | None
     _check_loaded(info, folder, own)
     if recorded is not None and quantization is not None:
         _check_record(model, recorded.layers, folder)
-    return model.to(device).eval()
+    return (runtime or RUNTIMES["torch"]()).serve(model.to(device).eval())
 
 
 def _dtype_name(config: Any) -> str:

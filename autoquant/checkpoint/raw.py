@@ -66,7 +66,7 @@ def load_raw(folder: Path, model: nn.Module | None, device: torch.device, runtim
         except SchemeError as error:
             raise CheckpointError(f"{folder}: {error}") from error
         set_module(model, name, built)
-    return model.to(device).eval()
+    return runtime.serve(model.to(device).eval())
 
 
 def _targets(model: nn.Module, replaced: set[str]) -> dict[str, Tensor]:

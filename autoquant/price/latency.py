@@ -17,6 +17,7 @@ from autoquant.evaluation import forward_call, time_models
 from autoquant.models.layers import Inventory, get_module
 from autoquant.price.size import price_bytes
 from autoquant.runtimes.assemble import Assembler
+from autoquant.runtimes.graph import decelerated
 from autoquant.schemes import SCHEMES, project
 from autoquant.tasks.base import Task, to_device
 from autoquant.values import Layer, Price
@@ -40,17 +41,23 @@ def measure_price(
 ) -> Price:
     """Measure all (base dtype, layer, scheme); about `max_seconds` of wall clock in all.
 
-    `Price.layer_ms` holds only the base dtypes worth searching; `Price.model_ms` holds all that were measured.
+    `Price.layer_ms` holds only the base dtypes worth searching; `Price.model_ms` holds all that were measured, as
+    transformers runs them. What is left of a model as it is served, less its layers, is `Price.base_ms`.
     """
     start = time.perf_counter()
     device = next(model.parameters()).device
     example = to_device(task.example(batch_size, seq_len), device)
-    floats = {base: forward_call(assembler.assemble({}, base), task, example) for base in base_dtypes}
-    model_ms = _time_bases(floats, max_seconds / 4)
+    floats = {base: assembler.assemble({}, base) for base in base_dtypes}
+    calls = {base: forward_call(floats[base], task, example) for base in base_dtypes}
+    model_ms = _time_bases({base: _plain(floats[base], calls[base]) for base in base_dtypes}, max_seconds / 6)
     reference = model_ms.get("float32", min(model_ms.values()))
     searched = [base for base in base_dtypes if model_ms[base] <= HOPELESS * reference]
 
-    inputs = {base: _layer_inputs(assembler.assemble({}, base), task, example, inventory.layers) for base in searched}
+    served = time_models({base: calls[base] for base in searched}, rounds=9, warmup=2, max_seconds=max_seconds / 6)
+    inputs = {}
+    for base in searched:
+        with decelerated(floats[base]) as plain:
+            inputs[base] = _layer_inputs(plain, task, example, inventory.layers)
     kinds: dict[tuple, list[Layer]] = {}
     for layer in inventory.layers:
         shape = tuple(inputs[searched[0]][layer.name].shape) if layer.name in inputs[searched[0]] else None
@@ -65,21 +72,21 @@ def measure_price(
             names = sorted({base, *schemes[layers[0].name]} - (set(SCHEMES) & set(base_dtypes)) | {base})
             found = {}
             if shape is not None:
-                calls = {
+                kernels = {
                     name: _call(
                         assembler.module(layers[0], project(SCHEMES[name], layers[0].kind).name, base),
                         inputs[base][layers[0].name],
                     )
                     for name in names
                 }
-                found = time_models(calls, rounds=25, warmup=2, max_seconds=share)
+                found = time_models(kernels, rounds=25, warmup=2, max_seconds=share)
             for layer in layers:
                 layer_ms[base][layer.name] = {name: found.get(name, (0.0, 0.0))[0] for name in names}
                 noise[base][layer.name] = {name: found.get(name, (0.0, 0.0))[1] for name in names}
             done += 1
             progress(done, total)
     base_ms = {
-        base: max(0.0, model_ms[base] - sum(layer_ms[base][layer.name][base] for layer in inventory.layers))
+        base: max(0.0, served[base][0] - sum(layer_ms[base][layer.name][base] for layer in inventory.layers))
         for base in searched
     }
     layer_bytes, other = price_bytes(model, inventory, schemes, base_dtypes)
@@ -99,6 +106,14 @@ def measure_price(
         runtime=assembler.runtime.name,
         seconds=time.perf_counter() - start,
     )
+
+
+def _plain(model: nn.Module, call: Callable[[], None]) -> Callable[[], None]:
+    def plain() -> None:
+        with decelerated(model):
+            call()
+
+    return plain
 
 
 def _time_bases(calls: Mapping[str, Callable[[], None]], max_seconds: float) -> dict[str, float]:

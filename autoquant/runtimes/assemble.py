@@ -42,11 +42,14 @@ class Assembler:
         if base_dtype not in self._copies:
             self._make_copy(base_dtype)
         model, current = self._copies[base_dtype], self._current[base_dtype]
+        before = dict(current)
         for layer in self.inventory.layers:
             wanted = project(SCHEMES[layers.get(layer.name, base_dtype)], layer.kind).name
             if current[layer.name] != wanted:
                 set_module(model, layer.name, self.module(layer, wanted, base_dtype))
                 current[layer.name] = wanted
+        if current != before:
+            self.runtime.refresh(model)
         return model
 
     def module(self, layer: Layer, scheme_name: str, base_dtype: str) -> nn.Module:
@@ -96,7 +99,7 @@ class Assembler:
         model = cast_floats(share(self.model), getattr(torch, base_dtype)).eval()
         if getattr(model, "config", None) is not None and hasattr(model.config, "dtype"):
             model.config.dtype = getattr(torch, base_dtype)
-        self._copies[base_dtype] = model
+        self._copies[base_dtype] = self.runtime.serve(model)
         self._current[base_dtype] = {layer.name: base_dtype for layer in self.inventory.layers}
         for layer in self.inventory.layers:
             self._floats[base_dtype, layer.name] = get_module(model, layer.name)

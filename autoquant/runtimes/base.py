@@ -43,6 +43,13 @@ class Runtime(ABC):
             input_scale: (1,) for a static scheme: absmax / 127.5, in the dtype it is stored in.
         """
 
+    def serve(self, model: nn.Module) -> nn.Module:
+        """`model`, whose layers this runtime has built, as it is served: with what surrounds the layers made fast, too."""
+        return model
+
+    def refresh(self, model: nn.Module) -> None:  # noqa: B027 - most runtimes have nothing to do
+        """Layers of a served model have been exchanged."""
+
     @abstractmethod
     def description(self) -> str:
         """Device and kernels in words, for reports: what a latency was measured on."""

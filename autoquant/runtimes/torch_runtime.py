@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from autoquant.errors import SchemeError
 from autoquant.runtimes import native
-from autoquant.runtimes.native import avx512
 from autoquant.runtimes.base import Runtime
+from autoquant.runtimes.native import avx512
 from autoquant.schemes import QuantizedTensor, dequantize, quantize_input
 from autoquant.values import Layer, QuantizationArgs, Scheme
 
@@ -67,10 +67,20 @@ class TorchRuntime(Runtime):
         built.scheme_name = scheme.name  # type: ignore[assignment]
         return built.eval()
 
+    def serve(self, model: nn.Module) -> nn.Module:
+        from autoquant.runtimes import graph  # which captures the modules below
+
+        return graph.accelerate(model)
+
+    def refresh(self, model: nn.Module) -> None:
+        from autoquant.runtimes import graph
+
+        graph.refresh(model)
+
     def description(self) -> str:
         if torch.cuda.is_available():
             return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-        kernels = "compiled C passes" if native.available() else "torch passes"
+        kernels = "AVX-512 VNNI kernels" if avx512.available() else "C passes" if native.available() else "torch passes"
         isa = torch.backends.cpu.get_cpu_capability()
         return f"{_cpu_name()} ({isa}), torch {torch.__version__}, {kernels}"
 
@@ -230,7 +240,12 @@ class Int8Embedding(nn.Module):
         self.register_buffer("zero_point", None if weight.zero_point is None else weight.zero_point.float())
 
     def forward(self, ids: Tensor) -> Tensor:
-        if ids.device.type == "cpu" and ids.dtype is torch.int64 and self.dtype is not torch.float16 and avx512.available():
+        if (
+            ids.device.type == "cpu"
+            and ids.dtype is torch.int64
+            and self.dtype is not torch.float16
+            and avx512.available()
+        ):
             return avx512.embed(ids, self.weight, self.weight_scale, self.zero_point, self.dtype)
         zero = None if self.zero_point is None else F.embedding(ids, self.zero_point)
         q = QuantizedTensor(F.embedding(ids, self.weight), F.embedding(ids, self.weight_scale), zero)

@@ -1,5 +1,5 @@
 """A whole model as one straight list of kernel calls: captured once, with what surrounds a product fused into it."""
 
-from autoquant.runtimes.graph.forward import GraphForward, accelerate, decelerate
+from autoquant.runtimes.graph.forward import GraphForward, accelerate, as_written, decelerated, refresh
 
-__all__ = ["GraphForward", "accelerate", "decelerate"]
+__all__ = ["GraphForward", "accelerate", "as_written", "decelerated", "refresh"]

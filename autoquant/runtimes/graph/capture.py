@@ -53,8 +53,24 @@ class Captured:
     """A graph and how its inputs and outputs are packed: placeholders are the tensors of `inputs`, in that order."""
 
     module: fx.GraphModule
-    inputs: tuple[str, ...]
+    inputs: dict[str, tuple[Size, ...]]
     outputs: TreeSpec
+
+    def fits(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether the graph holds for tensors of these shapes: what it took for constants or for equal must be so."""
+        sizes: dict[str, int] = {}
+        for name, axes in self.inputs.items():
+            for size, axis in zip(inputs[name].shape, axes, strict=True):
+                if isinstance(axis, int):
+                    if size != axis:
+                        return False
+                elif not axis[1] <= size <= axis[2] or sizes.setdefault(axis[0], size) != size:
+                    return False
+        return True
+
+
+Size = int | tuple[str, int, int]
+"""A constant, or (name, least, most) of one that varies."""
 
 
 def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Captured:
@@ -75,7 +91,25 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Captured:
     with _marked(model), _quiet(), torch.no_grad():
         program = export(model, (), example, dynamic_shapes=dynamic, strict=False)
         module = program.module(check_guards=False)
-    return Captured(module, tuple(tensors), program.call_spec.out_spec)
+    return Captured(module, _sizes(program, tensors), program.call_spec.out_spec)
+
+
+def _sizes(program: Any, names: Mapping[str, Any]) -> dict[str, tuple[Size, ...]]:
+    """What torch.export assumed of each input's shape. A least size of 2 is a convention of its, and no assumption."""
+    found: dict[str, tuple[Size, ...]] = {}
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for name in names:
+        axes: list[Size] = []
+        for size in placeholders[name].meta["val"].shape:
+            if isinstance(size, int):
+                axes.append(size)
+                continue
+            symbol = size.node.expr
+            bounds = program.range_constraints[symbol]  # KeyError: an expression of other sizes; not captured then
+            low, high = int(bounds.lower), int(bounds.upper) if bounds.upper.is_Integer else 2**62
+            axes.append((str(symbol), 1 if low <= 2 else low, high))
+        found[name] = tuple(axes)
+    return found
 
 
 def _several_rows(value: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule
 from torch.utils._pytree import tree_unflatten
 
 from autoquant.models.layers import get_module
@@ -24,6 +24,8 @@ from autoquant.runtimes.native.avx512 import PackedLinear
 from autoquant.runtimes.torch_runtime import Int8Linear
 
 aten = torch.ops.aten
+Node = Any
+"""An `fx.Node`, whose arguments have types that no checker can follow."""
 
 
 def lower(captured: Captured, model: nn.Module) -> Callable[..., Any]:
@@ -68,7 +70,7 @@ def _layers(graph: Graph, model: nn.Module) -> list[Node]:
         if node.target not in NODES:
             continue
         layer = get_module(model, node.args[1])
-        if isinstance(layer, Int8Linear) and layer.packed is not None:
+        if isinstance(layer, Int8Linear) and _is_float(node) and layer.packed is not None:
             found.append(_replace(graph, node, layer.packed.__call__, (node.args[0],)))
         else:
             _replace(graph, node, layer.forward, (node.args[0],))
@@ -80,7 +82,7 @@ def _norms(graph: Graph, module: GraphModule) -> None:
     for node in list(graph.nodes):
         if node.target is aten.layer_norm.default and _is_float(node):
             x, shape, *rest = node.args
-            weight, bias = (_value(module, arg) for arg in (*rest, None, None)[:2])
+            weight, bias = (_value(module, arg) for arg in [*rest, None, None][:2])
             eps = rest[2] if len(rest) > 2 else 1e-5
             if len(shape) == 1 and weight is not None:
                 _replace(graph, node, avx512.Norm(weight, bias, eps, rms=False).__call__, (x,))
@@ -91,13 +93,17 @@ def _norms(graph: Graph, module: GraphModule) -> None:
                 _replace(graph, last, avx512.Norm(weight, None, eps, rms=True).__call__, (x,), before=last)
 
 
-def _rms(node: Node) -> tuple[Node, Node, Node, float] | None:
+def _rms(node: Node) -> tuple[Any, Any, Any, float] | None:
     """(x, the last node, the weight's node, eps) of the RMSNorm that this rsqrt is in."""
     add = node.args[0]
     if not _calls(add, aten.add.Tensor) or not isinstance(add.args[1], float):
         return None
     mean = add.args[0]
-    if not _calls(mean, aten.mean.dim) or list(mean.args[1]) != [-1] or not _calls(mean.args[0], aten.pow.Tensor_Scalar):
+    if (
+        not _calls(mean, aten.mean.dim)
+        or list(mean.args[1]) != [-1]
+        or not _calls(mean.args[0], aten.pow.Tensor_Scalar)
+    ):
         return None
     wide = mean.args[0].args[0]
     scaled = next((user for user in node.users if _calls(user, aten.mul.Tensor) and wide in user.args), None)
@@ -118,8 +124,8 @@ def _attention(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not aten.scaled_dot_product_attention.default or not _is_float(node):
             continue
-        q, k, v, mask, dropout, causal = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
-        if dropout or any(len(_shape(t)) != 4 for t in (q, k, v)) or mask is not None and len(_shape(mask)) != 4:
+        q, k, v, mask, dropout, causal = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])  # type: ignore[misc]
+        if dropout or any(len(_shape(t)) != 4 for t in (q, k, v)) or (mask is not None and len(_shape(mask)) != 4):
             continue
         options = {"mask": mask, "causal": causal, "scale": node.kwargs.get("scale")}
         _replace(graph, node, avx512.attention, (q, _unrepeated(k), _unrepeated(v)), options)
@@ -128,7 +134,8 @@ def _attention(graph: Graph) -> None:
 def _unrepeated(node: Node) -> Node:
     """x of x[:, :, None].expand(…).reshape(…), which repeats each key head."""
     chain = node
-    for targets in ((aten.reshape.default, aten.view.default), (aten.expand.default,), (aten.unsqueeze.default,)):
+    steps: tuple[tuple[Any, ...], ...] = ((aten.reshape.default, aten.view.default), (aten.expand.default,))
+    for targets in (*steps, (aten.unsqueeze.default,)):
         while _calls(chain, aten.slice.Tensor):
             chain = chain.args[0]
         if not any(_calls(chain, target) for target in targets):
@@ -144,7 +151,8 @@ def _unrepeated(node: Node) -> Node:
 def _gated(layers: list[Node], graph: Graph) -> None:
     """silu(gate(x)) · up(x) of two int8 layers: one product, gated while it is in the cache."""
     for silu in [node for node in graph.nodes if node.target is aten.silu.default]:
-        gate, mul = silu.args[0], _only_user(silu)
+        gate: Any = silu.args[0]
+        mul = _only_user(silu)
         if gate not in layers or len(gate.users) != 1 or not _calls(mul, aten.mul.Tensor):
             continue
         up = next((arg for arg in mul.args if arg is not silu), None)
@@ -200,10 +208,12 @@ def _packed_attention(graph: Graph) -> None:
             continue
         parts = [part for part in found if part]
         last = node
-        for targets in (RESHAPES, (aten.transpose.int,), RESHAPES):  # the first of them changes nothing, or is not there
+        user = _only_user(last)
+        if user is not None and user.target in RESHAPES and _same(user, last):
+            last = user
+        for targets in ((aten.transpose.int,), RESHAPES):
             user = _only_user(last)
-            if user is not None and user.target in targets and (targets is not RESHAPES or last.target is not node.target or _same(user, last)):
-                last = user
+            last = user if user is not None and user.target in targets else last
         if last.target not in RESHAPES or len(_shape(last)) != 3:
             continue
         kernel = avx512.PackedAttention(
@@ -213,7 +223,13 @@ def _packed_attention(graph: Graph) -> None:
         _replace(graph, last, kernel.__call__, (parts[0][0],), {"mask": node.kwargs["mask"]})
 
 
-RESHAPES = (aten.reshape.default, aten.view.default, aten.contiguous.default, aten.clone.default, aten._unsafe_view.default)
+RESHAPES = (
+    aten.reshape.default,
+    aten.view.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten._unsafe_view.default,
+)
 
 
 def _heads_of(node: Node) -> tuple[Node, int, int] | None:
@@ -255,7 +271,7 @@ def _epilogues(graph: Graph, module: GraphModule) -> None:
                 user = _only_user(node)
         if _calls(user, aten.add.Tensor) and not user.kwargs and _packed(node).act != "swiglu":
             residual = next((arg for arg in user.args if arg is not node), None)
-            if isinstance(residual, Node) and _same(residual, node) and _same(user, node):
+            if isinstance(residual, fx.Node) and _same(residual, node) and _same(user, node):
                 _replace(graph, user, _packed(node).__call__, (*node.args, residual))
 
 
@@ -263,31 +279,42 @@ def _epilogues(graph: Graph, module: GraphModule) -> None:
 
 
 def _replace(
-    graph: Graph, node: Node, target: Callable[..., Any], args: tuple, kwargs: dict | None = None, before: Node | None = None
+    graph: Graph,
+    node: Node,
+    target: Callable[..., Any],
+    args: tuple,
+    kwargs: dict | None = None,
+    before: Node | None = None,
 ) -> Node:
     with graph.inserting_before(before or node):
         new = graph.call_function(target, args, kwargs)
     new.meta = node.meta
     node.replace_all_uses_with(new)
-    graph.erase_node(node)
-    graph.eliminate_dead_code()
+    dead = [node]  # and what only it needed
+    while dead:
+        last = dead.pop()
+        if last.users or last.op != "call_function":
+            continue
+        needed = last.all_input_nodes
+        graph.erase_node(last)
+        dead += needed
     return new
 
 
 def _packed(node: Any) -> Any:
-    return getattr(node.target, "__self__", None) if isinstance(node, Node) and node.op == "call_function" else None
+    return getattr(node.target, "__self__", None) if isinstance(node, fx.Node) and node.op == "call_function" else None
 
 
 def _calls(node: Any, target: Any) -> bool:
-    return isinstance(node, Node) and node.op == "call_function" and node.target is target
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target is target
 
 
-def _only_user(node: Node) -> Node | None:
+def _only_user(node: Node) -> Any:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _meta(node: Any) -> Tensor | None:
-    value = node.meta.get("val") if isinstance(node, Node) else None
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value if isinstance(value, Tensor) else None
 
 
@@ -312,7 +339,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def _value(module: GraphModule, node: Any) -> Tensor | None:
     """The tensor of a get_attr node."""
-    if not isinstance(node, Node) or node.op != "get_attr":
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     found = operator.attrgetter(str(node.target))(module)
     return found.detach() if isinstance(found, Tensor) else None
@@ -334,12 +361,12 @@ def _assemble(graph: Graph, module: GraphModule, captured: Captured) -> Callable
             freed[node].append(used.name)
 
     def show(value: Any) -> str:
-        if isinstance(value, Node):
+        if isinstance(value, fx.Node):
             return value.name
         if isinstance(value, list | tuple):
             inner = ", ".join(map(show, value))
             return f"[{inner}]" if isinstance(value, list) else f"({inner},)"
-        if value is None or isinstance(value, bool | int | str) or isinstance(value, float) and abs(value) < 1e300:
+        if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and abs(value) < 1e300):
             return repr(value)
         return bind(value, "constant")
 

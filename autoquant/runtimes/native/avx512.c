@@ -257,6 +257,7 @@ static void gate(const void *both, void *y, int64_t rows, int64_t row, int64_t n
 void linear(const Linear *l, const void *x, const void *residual, void *y, int64_t rows, int bf16, int threads) {
     const int64_t panels = (l->outputs + PANEL - 1) / PANEL;
     const int gated = l->act == ACT_SWIGLU;
+    if (!rows) return;
     float common = l->input_scale;
     if (l->mode == PER_TENSOR) {
         float top = 0.0f;

@@ -136,8 +136,10 @@ class PackedLinear:
 
     def __deepcopy__(self, memo: dict[int, object]) -> PackedLinear:
         weight = _aligned(self.weight.numel()).copy_(self.weight)
-        own = [values.clone() for values in (self.scale, self.bias, self.shift)]
-        return PackedLinear(weight, *own, self.inputs, self.outputs, self.mode, self.input_scale, self.act)
+        scale, bias, shift = (values.clone() for values in (self.scale, self.bias, self.shift))
+        return PackedLinear(
+            weight, scale, bias, shift, self.inputs, self.outputs, self.mode, self.input_scale, self.act
+        )
 
     def with_activation(self, act: str) -> PackedLinear:
         return PackedLinear(
@@ -187,9 +189,9 @@ def join(parts: Sequence[PackedLinear]) -> PackedLinear:
     weight = _aligned(sum(p.weight.numel() for p in parts))
     torch.cat([p.weight for p in parts], out=weight)
     columns = [torch.cat([getattr(p, name) for p in parts]) for name in ("scale", "bias", "shift")]
-    joined = PackedLinear(
-        weight, *columns, first.inputs, sum(p.outputs for p in parts), first.mode, first.input_scale
-    )  # fmt: skip
+    scale, bias, shift = columns
+    outputs = sum(p.outputs for p in parts)
+    joined = PackedLinear(weight, scale, bias, shift, first.inputs, outputs, first.mode, first.input_scale)
     byte = place = 0
     for part in parts:
         own = [values[place : place + part.outputs] for values in columns]
@@ -243,7 +245,7 @@ def attention(
     batch, heads, queries, width = q.shape
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     y = q.new_empty(batch, queries, heads, width)
-    kind, strides = 0, (0, 0, 0, 0)
+    kind, strides = 0, _NOWHERE
     if mask is not None:
         mask = _readable(mask, (batch, heads, queries, k.shape[2]))
         kind, strides = _MASKS[mask.dtype], mask.stride()
@@ -272,14 +274,23 @@ class PackedAttention:
         """x: (batch, length, columns), mask as for `attention` → (batch, length, heads · width)."""
         batch, length, columns = x.shape
         q, k, _ = self.heads
-        kind, strides = 0, (0, 0, 0, 0)
+        kind, strides = 0, _NOWHERE
         if mask is not None:
             mask = _readable(mask, (batch, q, length, length))
             kind, strides = _MASKS[mask.dtype], mask.stride()
         axes = (length * columns, self.width, columns, 1)
         bf16 = x.dtype is torch.bfloat16
         call = _attention_call(
-            (batch, q, length, self.width), (batch, k, length), axes, axes, axes, strides, self.scale, self.causal, bf16, kind
+            (batch, q, length, self.width),
+            (batch, k, length),
+            axes,
+            axes,
+            axes,
+            strides,
+            self.scale,
+            self.causal,
+            bf16,
+            kind,
         )
         y = x.new_empty(batch, length, q * self.width)
         start, size = x.data_ptr(), 2 if bf16 else 4
@@ -292,9 +303,10 @@ class PackedAttention:
 def _readable(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     """A mask that the kernel reads: bool, float32 or bfloat16, its last dimension dense (or, of bools, one for all)."""
     mask = (mask if mask.dtype in _MASKS else mask.float()).expand(shape)
-    return mask if mask.stride(-1) == 1 or mask.dtype is torch.bool and mask.stride(-1) == 0 else mask.contiguous()
+    return mask if mask.stride(-1) == 1 or (mask.dtype is torch.bool and mask.stride(-1) == 0) else mask.contiguous()
 
 
+_NOWHERE: tuple[int, ...] = (0, 0, 0, 0)
 _MASKS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
 
 

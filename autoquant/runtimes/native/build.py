@@ -38,7 +38,9 @@ def load_library(source: Path, extra: tuple[str, ...] = ()) -> ctypes.CDLL | Non
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 built = Path(scratch) / target.name
-                subprocess.run([compiler, *flags, str(source), "-o", str(built), "-lm"], check=True, capture_output=True)
+                subprocess.run(
+                    [compiler, *flags, str(source), "-o", str(built), "-lm"], check=True, capture_output=True
+                )
                 os.replace(built, target)
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError):
