@@ -43,22 +43,31 @@ def betting_bounds(drops: np.ndarray, width: float, confidence: float, seed: int
 
 def _lower_mean(unit: np.ndarray, alpha: float) -> float:
     """The largest mean in [0, 1] that betting rejects as too small: the capital against it has reached 1/alpha."""
+    bets = predictable_bets(unit, alpha)
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        rejected = log_capital(unit, bets, middle).max() >= math.log(1 / alpha)
+        low, high = (middle, high) if rejected else (low, middle)
+    return low
+
+
+def predictable_bets(unit: np.ndarray, alpha: float) -> np.ndarray:
+    """(n,) bets; each is made from the items before its own, or the capital would be no evidence."""
     n = len(unit)
     count = np.arange(1, n + 1)
     mean = (0.5 + np.cumsum(unit)) / (count + 1)
     variance = (0.25 + np.cumsum((unit - mean) ** 2)) / (count + 1)
     before = np.concatenate([[0.25], variance[:-1]])
-    bets = np.sqrt(2 * math.log(1 / alpha) / (n * before))
+    return np.sqrt(2 * math.log(1 / alpha) / (n * before))
 
-    def rejected(mean: float) -> bool:
-        capital = np.cumsum(np.log1p(np.minimum(bets, _LARGEST_BET / max(mean, 1e-12)) * (unit - mean)))
-        return bool(capital.max() >= math.log(1 / alpha))
 
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rejected(middle) else (low, middle)
-    return low
+def log_capital(unit: np.ndarray, bets: np.ndarray, mean: float) -> np.ndarray:
+    """(n,) log of the capital after each item, from 1, of who bets that the items' expectation is above `mean`.
+
+    If it is `mean`, the expected capital stays 1.
+    """
+    return np.cumsum(np.log1p(np.minimum(bets, _LARGEST_BET / max(mean, 1e-12)) * (unit - mean)))
 
 
 def bootstrap_bounds(
