@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from autoquant.errors import NumericsError
+
 _LARGEST_BET = 0.75
 """Share of the capital that one bet may risk at most."""
 
@@ -32,9 +34,17 @@ def betting_bounds(drops: np.ndarray, width: float, confidence: float, seed: int
         drops: (n,) paired drops in [-width, width].
         width: the range of an item's value.
         seed: of the order in which the items are read; the order must not depend on the outcome.
+
+    Raises:
+        NumericsError: a drop is NaN or outside [-width, width]; nothing can be said then.
     """
+    drops = np.asarray(drops, float)
+    if not bool((np.abs(drops) <= width * (1 + 1e-9)).all()):
+        raise NumericsError(
+            f"A drop of an item is not within ±{width}: the task's `bounds` are not those of its values."
+        )
     order = np.random.default_rng(seed).permutation(len(drops))
-    unit = (1 - np.asarray(drops, float)[order] / width) / 2  # mean y of this: E[drop] = width · (1 - 2y)
+    unit = (1 - np.clip(drops[order] / width, -1, 1)) / 2  # mean y of this: E[drop] = width · (1 - 2y)
     alpha = 1 - confidence
     upper = width * (1 - 2 * _lower_mean(unit, alpha))
     lower = -width * (1 - 2 * _lower_mean(1 - unit, alpha))

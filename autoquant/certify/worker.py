@@ -54,10 +54,11 @@ def run_job(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
 
 def _open(item: dict[str, Any], task: str) -> torch.nn.Module:
     """A checkpoint folder of ours, or (`float`) the model that the user named, with the class that the task wants."""
+    device = item.get("device", "cpu")
     if item.get("float"):
         auto_class = TASKS[task].auto_class_for(architectures(item["path"]))
-        return load_model(item["path"], auto_class, trust_remote_code=item["trust_remote_code"]).model
-    return load(item["path"], device=item.get("device", "cpu"), trust_remote_code=item["trust_remote_code"])
+        return load_model(item["path"], auto_class, trust_remote_code=item["trust_remote_code"]).model.to(device)
+    return load(item["path"], device=device, trust_remote_code=item["trust_remote_code"])
 
 
 def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:

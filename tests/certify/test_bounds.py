@@ -10,6 +10,7 @@ import pytest
 
 from autoquant.certify import Bound, betting_bounds, bootstrap_bounds, items_needed
 from autoquant.certify.bounds import log_capital, predictable_bets
+from autoquant.errors import NumericsError
 
 ALPHA, TRIALS = 0.1, 300
 SLACK = 3.3 * math.sqrt(ALPHA * (1 - ALPHA) / TRIALS)
@@ -90,6 +91,12 @@ def test_better_and_worse_mirror_each_other() -> None:
 def test_bounds_scale_with_the_unit() -> None:
     drops = flips(np.random.default_rng(4), 300, 0.1, 0.02)
     assert betting_bounds(5 * drops, 5.0, 0.95).upper == pytest.approx(5 * betting_bounds(drops, 1.0, 0.95).upper)
+
+
+@pytest.mark.parametrize("bad", [1.01, -1.01, math.nan, math.inf])
+def test_values_outside_the_bounds_of_the_task_prove_nothing(bad: float) -> None:
+    with pytest.raises(NumericsError, match="bounds"):
+        betting_bounds(np.array([0.0, bad, 0.5]), 1.0, 0.95)
 
 
 def test_the_same_seed_gives_the_same_bound() -> None:
