@@ -214,7 +214,8 @@ def evaluate(
             "Fidelity compares a quantized model with its float model; 'autoquant search --task fidelity' does."
         )
     model = load(path, trust_remote_code=trust_remote_code)
-    built = make(name, None if data is None else str(data), load_processor(path), model=model, **options)
+    processor = load_processor(path, trust_remote_code=trust_remote_code)
+    built = make(name, None if data is None else str(data), processor, model=model, **options)
     del model
     job = {
         "task": built.spec(),

@@ -191,10 +191,11 @@ def _common_job(session: Session) -> dict[str, Any]:
 
 def _model_item(session: Session, path: Path | None) -> dict[str, Any]:
     """How the fresh process opens a model: a checkpoint folder, or the float model with its transformers class."""
-    trust = session.settings.trust_remote_code
+    settings = session.settings
+    where = {"trust_remote_code": settings.trust_remote_code, "device": settings.device}
     if path is not None:
-        return {"path": str(path.resolve()), "trust_remote_code": trust, "device": session.settings.device}
-    return {"path": str(session.loaded.path), "float": True, "trust_remote_code": trust}
+        return {"path": str(path.resolve()), **where}
+    return {"path": str(session.loaded.path), "float": True, **where}
 
 
 def write_rung(session: Session, layer_map: LayerMap, path: Path) -> dict[str, Any]:

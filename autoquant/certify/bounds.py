@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from autoquant.errors import NumericsError
+
 _LARGEST_BET = 0.75
 """Share of the capital that one bet may risk at most."""
 
@@ -32,9 +34,17 @@ def betting_bounds(drops: np.ndarray, width: float, confidence: float, seed: int
         drops: (n,) paired drops in [-width, width].
         width: the range of an item's value.
         seed: of the order in which the items are read; the order must not depend on the outcome.
+
+    Raises:
+        NumericsError: a drop is NaN or outside [-width, width]; nothing can be said then.
     """
+    drops = np.asarray(drops, float)
+    if not bool((np.abs(drops) <= width * (1 + 1e-9)).all()):
+        raise NumericsError(
+            f"A drop of an item is not within ±{width}: the task's `bounds` are not those of its values."
+        )
     order = np.random.default_rng(seed).permutation(len(drops))
-    unit = (1 - np.asarray(drops, float)[order] / width) / 2  # mean y of this: E[drop] = width · (1 - 2y)
+    unit = (1 - np.clip(drops[order] / width, -1, 1)) / 2  # mean y of this: E[drop] = width · (1 - 2y)
     alpha = 1 - confidence
     upper = width * (1 - 2 * _lower_mean(unit, alpha))
     lower = -width * (1 - 2 * _lower_mean(1 - unit, alpha))
@@ -43,22 +53,31 @@ def betting_bounds(drops: np.ndarray, width: float, confidence: float, seed: int
 
 def _lower_mean(unit: np.ndarray, alpha: float) -> float:
     """The largest mean in [0, 1] that betting rejects as too small: the capital against it has reached 1/alpha."""
+    bets = predictable_bets(unit, alpha)
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        rejected = log_capital(unit, bets, middle).max() >= math.log(1 / alpha)
+        low, high = (middle, high) if rejected else (low, middle)
+    return low
+
+
+def predictable_bets(unit: np.ndarray, alpha: float) -> np.ndarray:
+    """(n,) bets; each is made from the items before its own, or the capital would be no evidence."""
     n = len(unit)
     count = np.arange(1, n + 1)
     mean = (0.5 + np.cumsum(unit)) / (count + 1)
     variance = (0.25 + np.cumsum((unit - mean) ** 2)) / (count + 1)
     before = np.concatenate([[0.25], variance[:-1]])
-    bets = np.sqrt(2 * math.log(1 / alpha) / (n * before))
+    return np.sqrt(2 * math.log(1 / alpha) / (n * before))
 
-    def rejected(mean: float) -> bool:
-        capital = np.cumsum(np.log1p(np.minimum(bets, _LARGEST_BET / max(mean, 1e-12)) * (unit - mean)))
-        return bool(capital.max() >= math.log(1 / alpha))
 
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rejected(middle) else (low, middle)
-    return low
+def log_capital(unit: np.ndarray, bets: np.ndarray, mean: float) -> np.ndarray:
+    """(n,) log of the capital after each item, from 1, of who bets that the items' expectation is above `mean`.
+
+    If it is `mean`, the expected capital stays 1.
+    """
+    return np.cumsum(np.log1p(np.minimum(bets, _LARGEST_BET / max(mean, 1e-12)) * (unit - mean)))
 
 
 def bootstrap_bounds(

@@ -56,7 +56,8 @@ def judge(
     if np.array_equal(reference, values):
         bound = Bound(0.0, 0.0, "identical outcomes on every item")
         if task.mean_of_items and task.bounds is not None and level is not None:
-            bound = betting_bounds(np.zeros(n), task.bounds[1] - task.bounds[0], level, seed)
+            width = paired_drop(task, split, reference, reference - (task.bounds[1] - task.bounds[0]), budget)
+            bound = betting_bounds(np.zeros(n), abs(width), level, seed)
     elif level is None:
         bound = Bound(drop, drop, "point estimate only, no confidence")
     elif task.mean_of_items and task.bounds is not None and not (budget.relative or task.relative):

@@ -56,10 +56,11 @@ def run_job(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
 def _open(item: dict[str, Any], task: str) -> torch.nn.Module:
     """A checkpoint folder of ours (`plain`: run as transformers would), or (`float`) the model that the user named, with the
     class that the task wants."""
+    device = item.get("device", "cpu")
     if item.get("float"):
         auto_class = TASKS[task].auto_class_for(architectures(item["path"]))
-        return load_model(item["path"], auto_class, trust_remote_code=item["trust_remote_code"]).model
-    model = load(item["path"], device=item.get("device", "cpu"), trust_remote_code=item["trust_remote_code"])
+        return load_model(item["path"], auto_class, trust_remote_code=item["trust_remote_code"]).model.to(device)
+    model = load(item["path"], device=device, trust_remote_code=item["trust_remote_code"])
     return as_written(model) if item.get("plain") else model
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
 from autoquant.certify import Bound, betting_bounds, bootstrap_bounds, items_needed
+from autoquant.certify.bounds import log_capital, predictable_bets
+from autoquant.errors import NumericsError
 
 ALPHA, TRIALS = 0.1, 300
 SLACK = 3.3 * math.sqrt(ALPHA * (1 - ALPHA) / TRIALS)
@@ -34,6 +37,30 @@ def test_betting_bounds_hold_for_values_that_are_no_flips() -> None:
     found = [betting_bounds(drops, 1.0, 1 - ALPHA, seed) for seed, drops in enumerate(draws)]
     assert np.mean([bound.upper < truth for bound in found]) <= ALPHA + SLACK
     assert np.mean([bound.lower > truth for bound in found]) <= ALPHA + SLACK
+
+
+@pytest.mark.parametrize("chances", [(0.5, 0.0, 0.5), (0.02, 0.08, 0.9), (0.3, 0.6, 0.1), (0.0, 0.9, 0.1)])
+@pytest.mark.parametrize("alpha", [0.3, 0.8])
+def test_the_capital_is_a_fair_game_at_the_true_mean(chances: tuple[float, ...], alpha: float) -> None:
+    """Its expectation over all sequences is 1 after every item; a bet that has seen its own item wins or loses by it."""
+    values = np.array([0.0, 0.5, 1.0])
+    truth = float(values @ chances)
+    expected = np.zeros(6)
+    for picked in itertools.product(range(3), repeat=6):
+        unit = values[list(picked)]
+        capital = np.exp(log_capital(unit, predictable_bets(unit, alpha), truth))
+        expected += math.prod(chances[one] for one in picked) * capital
+    np.testing.assert_allclose(expected, 1, atol=1e-9)
+
+
+def test_a_bet_is_made_before_its_item_is_seen() -> None:
+    unit = np.random.default_rng(0).uniform(size=50)
+    bets = predictable_bets(unit, 0.05)
+    for number in range(50):
+        changed = unit.copy()
+        changed[number:] = 1 - changed[number:]
+        assert np.array_equal(predictable_bets(changed, 0.05)[: number + 1], bets[: number + 1])
+    assert len(set(bets)) == 50, "or they learn nothing from what they have seen"
 
 
 def test_betting_bounds_are_no_formality() -> None:
@@ -64,6 +91,12 @@ def test_better_and_worse_mirror_each_other() -> None:
 def test_bounds_scale_with_the_unit() -> None:
     drops = flips(np.random.default_rng(4), 300, 0.1, 0.02)
     assert betting_bounds(5 * drops, 5.0, 0.95).upper == pytest.approx(5 * betting_bounds(drops, 1.0, 0.95).upper)
+
+
+@pytest.mark.parametrize("bad", [1.01, -1.01, math.nan, math.inf])
+def test_values_outside_the_bounds_of_the_task_prove_nothing(bad: float) -> None:
+    with pytest.raises(NumericsError, match="bounds"):
+        betting_bounds(np.array([0.0, bad, 0.5]), 1.0, 0.95)
 
 
 def test_the_same_seed_gives_the_same_bound() -> None:

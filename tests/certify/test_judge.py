@@ -133,6 +133,13 @@ def test_identical_outcomes_on_few_items_prove_little() -> None:
     assert judge(ACCURACY, "s", *right(4000), Budget(0.01)).status == "PASS"
 
 
+def test_identical_outcomes_are_bounded_in_the_unit_of_the_budget() -> None:
+    before, _ = right(1000, also=800)  # right on a fifth: a drop of 0.004 is a relative one of 0.02
+    absolute, relative = (judge(ACCURACY, "s", before, before, Budget(0.01, relative=one)) for one in (False, True))
+    assert absolute.status == "PASS" and relative.status == "INCONCLUSIVE"
+    assert relative.upper_bound == pytest.approx(5 * absolute.upper_bound)
+
+
 def test_identical_values_of_an_unbounded_metric_pass() -> None:
     before = np.linspace(1, 9, 50)
     found = judge(PERPLEXITY, "s", before, before.copy(), Budget(0.0))

@@ -1,0 +1,275 @@
+"""A model that runs from a captured graph computes what its modules compute."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClassification
+
+from autoquant.models.layers import inspect
+from autoquant.runtimes import TorchRuntime
+from autoquant.runtimes.assemble import Assembler
+from autoquant.runtimes.graph import GraphForward, decelerated
+from autoquant.runtimes.native import avx512
+from tests import tiny
+
+pytestmark = pytest.mark.skipif(not avx512.available(), reason="no AVX-512 VNNI or no C compiler: no graphs here")
+
+INT8 = "int8-channel-sym/a8-token"
+MIXED = (INT8, "float32", "int8-tensor-asym/a8-tensor", "int8-channel-asym", "int8-channel-sym/a8-static", "bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOQUANT_GRAPH", "1")
+
+
+def build(kind: str, folder: Path) -> nn.Module:
+    if kind == "bert":
+        return AutoModel.from_pretrained(tiny.bert(folder)).eval()
+    if kind == "vit":
+        return AutoModelForImageClassification.from_pretrained(tiny.vit(folder)).eval()
+    make = {"llama": tiny.llama, "gpt2": tiny.gpt2}[kind]
+    return AutoModelForCausalLM.from_pretrained(make(folder)).eval()
+
+
+def inputs(kind: str, rows: int, length: int, padding: int = 0) -> dict[str, Tensor | bool]:
+    generator = torch.Generator().manual_seed(rows * 100 + length)
+    if kind == "vit":
+        return {"pixel_values": torch.randn(rows, 3, 16, 16, generator=generator)}
+    ids = torch.randint(4, 100, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    if padding:
+        mask[0, length - padding :] = 0
+    found: dict[str, Tensor | bool] = {"input_ids": ids, "attention_mask": mask}
+    return found if kind == "bert" else {**found, "use_cache": False}
+
+
+def output(model: nn.Module, batch: dict) -> Tensor:
+    dtype = next(p.dtype for p in model.parameters())
+    batch = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in batch.items()}
+    with torch.inference_mode():
+        found = model(**batch)
+    return (found.logits if hasattr(found, "logits") else found.last_hidden_state).float()
+
+
+def assembled(kind: str, folder: Path, base: str, schemes: tuple[str, ...]) -> tuple[nn.Module, Assembler, dict[str, str]]:
+    model = build(kind, folder)
+    inventory = inspect(model)
+    absmax = {layer.name: 3.0 for layer in inventory.layers}
+    assembler = Assembler(model, inventory, TorchRuntime(), absmax)
+    runtime, layers, turn = TorchRuntime(), {}, 0
+    from autoquant.schemes import SCHEMES, project
+
+    for layer in inventory.layers:
+        name = schemes[turn % len(schemes)]
+        turn += 1
+        fits = runtime.supports(layer, project(SCHEMES[name], layer.kind)) is None and layer.tied_to is None
+        layers[layer.name] = name if fits else base
+    return assembler.assemble(layers, base), assembler, layers
+
+
+def judged(model: nn.Module, batch: dict) -> tuple[Tensor, Tensor]:
+    """(from the graph, from the modules), where there is no padding."""
+    graph = output(model, batch)
+    assert any(model.forward.lowered.values()), "the graph was not captured"
+    with decelerated(model):
+        eager = output(model, batch)
+    if graph.dim() == 3 and "attention_mask" in batch:
+        keep = batch["attention_mask"].bool()
+        return graph[keep], eager[keep]
+    return graph, eager
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit", "llama", "gpt2"])
+def test_a_float_model_agrees_to_rounding(kind: str, tmp_path: Path) -> None:
+    model, *_ = assembled(kind, tmp_path / "m", "float32", ("float32",))
+    for rows, length, padding in ((3, 7, 0), (1, 12, 0), (4, 9, 3), (1, 2, 0)):
+        graph, eager = judged(model, inputs(kind, rows, length, padding))
+        assert torch.allclose(graph, eager, atol=2e-5), (rows, length, padding)
+
+
+@pytest.mark.parametrize("schemes", [(INT8,), MIXED], ids=["int8", "mixed"])
+@pytest.mark.parametrize("base, tolerance", [("float32", 0.02), ("bfloat16", 0.08)])
+@pytest.mark.parametrize("kind", ["bert", "vit", "llama"])
+def test_a_quantized_model_agrees(kind: str, base: str, tolerance: float, schemes: tuple[str, ...], tmp_path: Path) -> None:
+    """Codes that lie near a tie may move: what differs is far below what a wrong kernel would do."""
+    model, *_ = assembled(kind, tmp_path / "m", base, schemes)
+    for rows, length, padding in ((3, 7, 0), (2, 11, 4)):
+        graph, eager = judged(model, inputs(kind, rows, length, padding))
+        assert (graph - eager).norm() <= tolerance * eager.norm(), (rows, length, padding)
+
+
+def test_another_map_on_the_same_model_is_lowered_anew(tmp_path: Path) -> None:
+    model, assembler, layers = assembled("bert", tmp_path / "m", "float32", ("float32",))
+    batch = inputs("bert", 2, 6)
+    float_output = output(model, batch)
+    assembler.assemble(dict.fromkeys(layers, INT8), "float32")
+    quantized, eager = judged(model, batch)
+    assert not torch.equal(quantized, float_output)
+    assert (quantized - eager).norm() <= 0.02 * eager.norm()
+    assembler.assemble({}, "float32")
+    assert torch.equal(output(model, batch), float_output)
+
+
+def test_joined_layers_share_one_memory_with_their_modules(tmp_path: Path) -> None:
+    model, *_ = assembled("llama", tmp_path / "m", "float32", (INT8,))
+    before = output(model, inputs("llama", 2, 6))
+    attention = model.model.layers[0].self_attn
+    if attention.q_proj.out_features % avx512.PANEL:
+        return  # too narrow to be joined: see the next test
+    assert attention.q_proj.packed.family is attention.k_proj.packed.family
+    with decelerated(model):
+        assert (output(model, inputs("llama", 2, 6)) - before).norm() <= 0.02 * before.norm()
+
+
+def test_a_join_is_the_parts_side_by_side() -> None:
+    from autoquant.schemes import quantize
+    from autoquant.values import QuantizationArgs
+
+    weights = [torch.randn(width, 48) for width in (64, 128)]
+    args = QuantizationArgs(num_bits=8, type="int", strategy="channel", symmetric=False, dynamic=False)
+    tokens = QuantizationArgs(num_bits=8, type="int", strategy="token", symmetric=True, dynamic=True)
+    parts = [avx512.PackedLinear.pack(quantize(w, args, name="w"), None, tokens, None) for w in weights]
+    x = torch.randn(5, 48)
+    expected = torch.cat([part(x) for part in parts], -1)
+    joined = avx512.join(parts)
+    assert torch.equal(joined(x), expected)
+    assert torch.equal(torch.cat([part(x) for part in parts], -1), expected)
+    assert parts[1].weight.untyped_storage().data_ptr() == joined.weight.untyped_storage().data_ptr()
+    assert torch.equal(parts[0].unpack(), quantize(weights[0], args, name="w").values)
+
+
+def test_training_hooks_and_odd_calls_run_the_model_as_written(tmp_path: Path) -> None:
+    model, *_ = assembled("bert", tmp_path / "m", "float32", ("float32",))
+    batch = inputs("bert", 2, 6)
+    model(**batch)  # gradients are on
+    assert not model.forward.lowered
+    with torch.inference_mode():
+        model(**batch, output_hidden_states=True)
+        found = model(inputs_embeds=torch.randn(2, 6, tiny.WIDTH))
+    assert found.last_hidden_state.shape == (2, 6, tiny.WIDTH)
+    seen: list[int] = []
+    handle = model.encoder.layer[0].register_forward_hook(lambda *_: seen.append(1))
+    with decelerated(model):
+        output(model, batch)
+    handle.remove()
+    assert seen
+
+
+def test_a_graph_that_computes_something_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autoquant.runtimes.graph import forward
+
+    model, *_ = assembled("bert", tmp_path / "m", "float32", ("float32",))
+    batch = inputs("bert", 2, 6)
+    with decelerated(model):
+        right = output(model, batch)
+    real = forward.lower
+    monkeypatch.setattr(forward, "lower", lambda captured, model: _negated(real(captured, model)))
+    assert torch.equal(output(model, batch), right) and not model.forward.lowered
+
+
+def _negated(run):
+    def wrong(**inputs):
+        found = run(**inputs)
+        found.last_hidden_state.neg_()
+        return found
+
+    return wrong
+
+
+class Branching(nn.Module):
+    """What it does depends on the length: a graph of one length must not serve the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y if x.shape[1] < 8 else -y
+
+
+def test_a_graph_serves_only_the_shapes_that_it_holds_for() -> None:
+    model = Branching().eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    twin = copy.deepcopy(model)
+    TorchRuntime().serve(model)
+    with torch.inference_mode():
+        for length in (5, 12, 6, 8, 7):
+            x = torch.randn(3, length)
+            x = torch.randn(3, length, 4) if False else torch.randn(3, 4) if length == 5 else torch.randn(3, length, 4)
+            if x.dim() == 2:
+                continue
+            assert torch.allclose(model(x), twin(x), atol=1e-6), length
+
+
+def test_a_copy_of_a_served_model_serves_itself(tmp_path: Path) -> None:
+    model, *_ = assembled("bert", tmp_path / "m", "float32", (INT8,))
+    batch = inputs("bert", 2, 6)
+    expected = output(model, batch)
+    twin = copy.deepcopy(model)
+    del model
+    assert isinstance(twin.forward, GraphForward) and twin.forward.model is twin
+    assert torch.equal(output(twin, batch), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads, groups, queries, width", [(2, 1, 7, 32), (4, 2, 33, 24), (3, 1, 70, 64), (2, 2, 5, 7)])
+@pytest.mark.parametrize("mask", [None, "padding", "full", "added", "causal"])
+def test_attention_is_torchs(heads: int, groups: int, queries: int, width: int, mask: str | None, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, queries, heads, width, generator=generator).to(dtype).transpose(1, 2)
+    k, v = (torch.randn(2, queries, heads // groups, width, generator=generator).to(dtype).transpose(1, 2) for _ in "kv")
+    given: Tensor | None = None
+    if mask == "padding":
+        given = (torch.arange(queries) < torch.tensor([[queries], [max(1, queries // 3)]]))[:, None, None, :]
+    elif mask == "full":
+        given = torch.rand(2, 1, queries, queries, generator=generator) < 0.6
+        given[:, :, :, 0] = True
+    elif mask == "added":
+        given = torch.randn(1, 1, queries, queries, generator=generator)
+    found = avx512.attention(q, k, v, given, causal=mask == "causal")
+    wide = [t.float().repeat_interleave(groups, 1) if t is not q else t.float() for t in (q, k, v)]
+    expected = nn.functional.scaled_dot_product_attention(*wide, attn_mask=given, is_causal=mask == "causal")
+    assert found.shape == expected.shape and found.transpose(1, 2).is_contiguous()
+    assert torch.allclose(found.float(), expected, atol=2e-6 if dtype is torch.float32 else 3e-2)
+
+
+def test_a_row_that_may_attend_to_nothing_is_zero_and_the_others_are_not_touched() -> None:
+    q, k, v = (torch.randn(1, 1, 8, 16) for _ in range(3))
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    mask[0, 0, 3] = False
+    found = avx512.attention(q, k, v, mask)
+    assert bool(torch.isfinite(found).all()) and not found[0, 0, 3].any()
+    rest = [i for i in range(8) if i != 3]
+    expected = nn.functional.scaled_dot_product_attention(q, k, v)
+    assert torch.allclose(found[0, 0, rest], expected[0, 0, rest], atol=1e-6)
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_tanh", "silu", "relu", "swiglu"])
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_an_activation_in_the_product_is_the_activation_behind_it(act: str, rows: int) -> None:
+    from autoquant.schemes import quantize
+    from autoquant.values import QuantizationArgs
+
+    args = QuantizationArgs(num_bits=8, type="int", strategy="channel", symmetric=True, dynamic=False)
+    tokens = QuantizationArgs(num_bits=8, type="int", strategy="token", symmetric=True, dynamic=True)
+    plain = avx512.PackedLinear.pack(quantize(torch.randn(100, 30), args, name="w"), torch.randn(100), tokens, None)
+    x = torch.randn(rows, 30)
+    y = plain(x)
+    expected = {
+        "gelu": nn.functional.gelu,
+        "gelu_tanh": lambda y: nn.functional.gelu(y, approximate="tanh"),
+        "silu": nn.functional.silu,
+        "relu": torch.relu,
+        "swiglu": lambda y: nn.functional.silu(y[:, :50]) * y[:, 50:],
+    }[act](y)
+    assert torch.allclose(plain.with_activation(act)(x), expected, atol=1e-5, rtol=1e-5)
+    if act != "swiglu":
+        assert torch.allclose(plain.with_activation(act)(x, y), expected + y, atol=1e-5, rtol=1e-5)
