@@ -150,12 +150,13 @@ def _unrepeated(node: Node) -> Node:
 
 def _gated(layers: list[Node], graph: Graph) -> None:
     """silu(gate(x)) · up(x) of two int8 layers: one product, gated while it is in the cache."""
-    for silu in [node for node in graph.nodes if node.target is aten.silu.default]:
+    silus: list[Any] = [node for node in graph.nodes if node.target is aten.silu.default]
+    for silu in silus:
         gate: Any = silu.args[0]
         mul = _only_user(silu)
         if gate not in layers or len(gate.users) != 1 or not _calls(mul, aten.mul.Tensor):
             continue
-        up = next((arg for arg in mul.args if arg is not silu), None)
+        up: Any = next((arg for arg in mul.args if arg is not silu), None)
         if up not in layers or len(up.users) != 1 or up.args[0] is not gate.args[0]:
             continue
         packed = [_packed(gate), _packed(up)]
@@ -293,11 +294,9 @@ def _replace(
     dead = [node]  # and what only it needed
     while dead:
         last = dead.pop()
-        if last.users or last.op != "call_function":
-            continue
-        needed = last.all_input_nodes
-        graph.erase_node(last)
-        dead += needed
+        if not last.users and last.op == "call_function" and not last._erased:
+            dead += last.all_input_nodes
+            graph.erase_node(last)
     return new
 
 
