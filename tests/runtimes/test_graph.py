@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,38 @@ def test_a_join_is_the_parts_side_by_side() -> None:
     assert torch.equal(parts[0].unpack(), quantize(weights[0], args, name="w").values)
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama", "vit"])
+@pytest.mark.parametrize("base", ["float32", "bfloat16"])
+def test_a_replay_gives_what_the_graph_gives_for_new_data(kind: str, base: str, tmp_path: Path) -> None:
+    """The same shape three times: the graph, the recording, its replay; and a padded batch with another mask."""
+    model, *_ = assembled(kind, tmp_path / "m", base, MIXED)
+    for padding in (0, 3):
+        first = inputs(kind, 2, 9, padding)
+        for _ in range(3):
+            output(model, first)
+        kept = output(model, first)
+        other = inputs(kind, 2, 9, padding)
+        name = "pixel_values" if kind == "vit" else "input_ids"
+        other[name] = other[name].flip(0) if kind == "vit" else (other[name] + 1) % 100
+        if padding and kind != "vit":
+            other["attention_mask"] = other["attention_mask"].flip(0)
+        replayed = output(model, other)
+        assert [plan for plan in model.forward.plans.values() if isinstance(plan, forward.Plan)]
+        model.forward.plans.clear()
+        assert torch.equal(output(model, other), replayed)
+        assert torch.equal(kept, output(model, first))  # what an earlier call returned is its own
+
+
+def test_a_token_that_the_table_has_not_is_an_error_in_a_replay_too(tmp_path: Path) -> None:
+    model, *_ = assembled("bert", tmp_path / "m", "float32", (INT8,))
+    batch = inputs("bert", 1, 6)
+    for _ in range(3):
+        output(model, batch)
+    with pytest.raises(IndexError, match="token id"):
+        output(model, {**batch, "input_ids": batch["input_ids"] + 10_000})
+    output(model, batch)
+
+
 def test_training_hooks_and_odd_calls_run_the_model_as_written(tmp_path: Path) -> None:
     model, *_ = assembled("bert", tmp_path / "m", "float32", ("float32",))
     batch = inputs("bert", 2, 6)
@@ -167,7 +200,12 @@ def test_a_graph_that_computes_something_else_is_not_used(tmp_path: Path, monkey
     with decelerated(model):
         right = output(model, batch)
     real = forward.lower
-    monkeypatch.setattr(forward, "lower", lambda captured, model: _negated(real(captured, model)))
+
+    def wrong(captured, model):
+        found = real(captured, model)
+        return replace(found, run=_negated(found.run))
+
+    monkeypatch.setattr(forward, "lower", wrong)
     assert torch.equal(output(model, batch), right) and not model.forward.lowered
 
 

@@ -15,11 +15,18 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from autoquant.runtimes.graph.capture import Captured, capture
-from autoquant.runtimes.graph.lower import lower
+from autoquant.runtimes.graph.lower import Lowered, lower
+from autoquant.runtimes.graph.replay import Plan, make_plan
 from autoquant.runtimes.native import avx512
 
 log = logging.getLogger(__name__)
 Key = tuple[Any, ...]
+SMALL = 4096
+"""Elements of all inputs up to which calls are worth replaying."""
+PLANS = 32
+"""Shapes whose plans are kept."""
+NEVER = object()
+"""In the place of a plan that cannot be made."""
 
 
 class GraphForward:
@@ -33,7 +40,8 @@ class GraphForward:
         self.eager: Callable[..., Any] = model.forward
         self.captured: dict[Key, Captured | None] = {}
         self.checked: set[Key] = set()
-        self.lowered: dict[Key, Callable[..., Any]] = {}
+        self.lowered: dict[Key, Lowered] = {}
+        self.plans: dict[Key, Any] = {}
         self.__signature__ = inspect.signature(model.forward)
         positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
         self._names = [name for name, p in self.__signature__.parameters.items() if p.kind is positional]
@@ -50,11 +58,33 @@ class GraphForward:
         captured = self.captured[key]
         if captured is None or not captured.fits(inputs):
             return self.eager(**inputs)
-        return self.lowered[key](**inputs)
+        lowered = self.lowered[key]
+        if sum(inputs[name].numel() for name in captured.inputs) <= SMALL:
+            shape = (key, torch.get_num_threads(), *(inputs[name].shape for name in captured.inputs))
+            plan = self._plan(shape, lowered, inputs)
+            if plan is not None and plan.free.acquire(blocking=False):
+                try:
+                    return plan.run(inputs)
+                finally:
+                    plan.free.release()
+        return lowered.run(**inputs)
+
+    def _plan(self, shape: Key, lowered: Lowered, inputs: dict[str, Any]) -> Plan | None:
+        """Of the shapes that were called last, `PLANS` at most. A shape gets its plan when it comes the second time."""
+        if shape in self.plans:
+            plan = self.plans.pop(shape)
+            self.plans[shape] = plan or make_plan(lowered, inputs) or NEVER
+        else:
+            self.plans[shape] = None
+            while len(self.plans) > PLANS:
+                del self.plans[next(iter(self.plans))]
+        found = self.plans[shape]
+        return found if isinstance(found, Plan) else None
 
     def forget(self) -> None:
         """Layers have been exchanged: lower the graphs again when they are next called."""
         self.lowered.clear()
+        self.plans.clear()
 
     def _prepare(self, key: Key, inputs: dict[str, Any]) -> bool:
         if key not in self.captured:
@@ -66,16 +96,16 @@ class GraphForward:
         found = self.captured[key]
         if found is None:
             return False
-        run = lower(found, self.model)
+        lowered = lower(found, self.model)
         if key not in self.checked:
             self.checked.add(key)
-            if not _agree(run(**inputs), self.eager(**inputs)):
+            if not _agree(lowered.run(**inputs), self.eager(**inputs)):
                 log.warning(
                     "The graph of %s computes something else than the model: not used.", type(self.model).__name__
                 )
                 self.captured[key] = None
                 return False
-        self.lowered[key] = run
+        self.lowered[key] = lowered
         return True
 
     @staticmethod
@@ -98,7 +128,7 @@ class GraphForward:
         model = memo.get(id(self.model)) or copy.deepcopy(self.model, memo)
         twin = GraphForward.__new__(GraphForward)
         twin.model, twin.eager = model, type(model).forward.__get__(model)
-        twin.captured, twin.checked, twin.lowered = {}, set(), {}
+        twin.captured, twin.checked, twin.lowered, twin.plans = {}, set(), {}, {}
         twin.__signature__, twin._names = self.__signature__, self._names
         return twin
 

@@ -10,6 +10,7 @@ import copy
 import operator
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,8 +29,17 @@ Node = Any
 """An `fx.Node`, whose arguments have types that no checker can follow."""
 
 
-def lower(captured: Captured, model: nn.Module) -> Callable[..., Any]:
-    """A function of the graph's tensors, by name, that returns what the model returns."""
+@dataclass(frozen=True)
+class Lowered:
+    """A graph of kernel calls, and as a function of its tensors, by name, that returns what the model returns."""
+
+    captured: Captured
+    module: GraphModule
+    graph: Graph
+    run: Callable[..., Any]
+
+
+def lower(captured: Captured, model: nn.Module) -> Lowered:
     module = copy.copy(captured.module)
     module.graph = copy.deepcopy(captured.module.graph)
     graph = module.graph
@@ -42,7 +52,7 @@ def lower(captured: Captured, model: nn.Module) -> Callable[..., Any]:
     _packed_attention(graph)
     _epilogues(graph, module)
     graph.eliminate_dead_code()
-    return _assemble(graph, module, captured)
+    return Lowered(captured, module, graph, _assemble(graph, module, captured))
 
 
 # ---- rewrites ----

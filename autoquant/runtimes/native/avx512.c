@@ -300,10 +300,16 @@ void linear(const Linear *l, const void *x, const void *residual, void *y, int64
 
 /* ---- embedding: rows of an int8 table, (code - zero point) · scale ---- */
 
-void embed(const int64_t *ids, const int8_t *table, const float *scales, const float *zeros, void *y, int64_t rows, int64_t n,
-           int bf16, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * n > 65536)
+/* Returns whether an index is not a row of the table; its output is left as it was. */
+int embed(const int64_t *ids, const int8_t *table, const float *scales, const float *zeros, void *y, int64_t rows, int64_t n,
+          int64_t entries, int bf16, int threads) {
+    int bad = 0;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(| : bad) if (threads > 1 && rows * n > 65536)
     for (int64_t r = 0; r < rows; r++) {
+        if (ids[r] < 0 || ids[r] >= entries) {
+            bad = 1;
+            continue;
+        }
         const __m512 scale = K(scales[ids[r]]), zero = K(zeros ? zeros[ids[r]] : 0.0f);
         for (int64_t i = 0; i < n; i += 16) {
             const __mmask16 k = first(n - i);
@@ -311,6 +317,7 @@ void embed(const int64_t *ids, const int8_t *table, const float *scales, const f
             put(y, r * n + i, bf16, k, _mm512_mul_ps(_mm512_sub_ps(code, zero), scale));
         }
     }
+    return bad;
 }
 
 /* ---- normalisation: y = (x - mean) / sqrt(var + eps) · weight + bias of each row; rms: without mean and bias ---- */

@@ -6,11 +6,14 @@ that one machine can stand in for several.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,8 +64,8 @@ def _library() -> ctypes.CDLL | None:
     library.linear.argtypes = [pointer, pointer, pointer, pointer, count, number, number]
     library.norm.argtypes = [pointer] * 4 + [count, count, ctypes.c_float, number, number, number]
     library.attention.argtypes = [pointer, number]
-    library.embed.argtypes = [pointer] * 5 + [count, count, number, number]
-    for name in ("pack_linear", "linear", "norm", "attention", "embed"):
+    library.embed.argtypes = [pointer] * 5 + [count, count, count, number, number]
+    for name in ("pack_linear", "linear", "norm", "attention"):
         getattr(library, name).restype = None
     return library
 
@@ -74,6 +77,46 @@ def available() -> bool:
 def runs(x: Tensor) -> bool:
     """Whether the kernels take this tensor."""
     return x.dtype in _DTYPES and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
+
+
+# ---- recording: see graph/replay.py ----
+
+OUT_OF_RANGE = "index out of range: a token id is not a row of the embedding table"
+Tape = list[tuple[Callable[..., Any], tuple[Any, ...]]]
+_tapes = threading.local()
+
+
+def call(kernel: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a kernel; while a tape is being recorded, its pointers and sizes go onto it."""
+    note(kernel, *arguments)
+    return kernel(*arguments)
+
+
+def note(function: Callable[..., Any], *arguments: Any) -> None:
+    """What a wrapper did besides calling its kernel, and must be done again."""
+    tape = getattr(_tapes, "tape", None)
+    if tape is not None:
+        tape.append((function, arguments))
+
+
+def dense(x: Tensor) -> Tensor:
+    """`x`, copied if its elements do not lie one after the other."""
+    if x.is_contiguous():
+        return x
+    y = x.contiguous()
+    note(y.copy_, x)
+    return y
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[Tape]:
+    """While open, the kernels that this thread calls are put on a tape."""
+    tape: Tape = []
+    _tapes.tape = tape
+    try:
+        yield tape
+    finally:
+        _tapes.tape = None
 
 
 class PackedLinear:
@@ -164,13 +207,10 @@ class PackedLinear:
         Returns:
             (…, out); with SwiGLU (…, out / 2).
         """
-        if not x.is_contiguous():
-            x = x.contiguous()
-        if residual is not None and not residual.is_contiguous():
-            residual = residual.contiguous()
+        x, residual = dense(x), None if residual is None else dense(residual)
         y = x.new_empty(*x.shape[:-1], self._width)
-        self._call(
-            self._address, x.data_ptr(), None if residual is None else residual.data_ptr(), y.data_ptr(),
+        call(
+            self._call, self._address, x.data_ptr(), None if residual is None else residual.data_ptr(), y.data_ptr(),
             x.numel() // self.inputs, x.dtype is torch.bfloat16, torch.get_num_threads(),
         )  # fmt: skip
         return y
@@ -220,11 +260,10 @@ class Norm:
         self._call = library.norm
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not x.is_contiguous():
-            x = x.contiguous()
+        x = dense(x)
         y = torch.empty_like(x)
-        self._call(
-            x.data_ptr(), self.weight.data_ptr(), None if self.bias is None else self.bias.data_ptr(), y.data_ptr(),
+        call(
+            self._call, x.data_ptr(), self.weight.data_ptr(), None if self.bias is None else self.bias.data_ptr(), y.data_ptr(),
             x.numel() // self.width, self.width, self.eps, self.rms, x.dtype is torch.bfloat16, torch.get_num_threads(),
         )  # fmt: skip
         return y
@@ -243,18 +282,18 @@ def attention(
         (batch, heads, queries, width), laid out so that its transpose (1, 2) is dense.
     """
     batch, heads, queries, width = q.shape
-    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+    q, k, v = (t if t.stride(-1) == 1 else dense(t) for t in (q, k, v))
     y = q.new_empty(batch, queries, heads, width)
     kind, strides = 0, _NOWHERE
     if mask is not None:
         mask = _readable(mask, (batch, heads, queries, k.shape[2]))
         kind, strides = _MASKS[mask.dtype], mask.stride()
-    call = _attention_call(
+    found = _attention_call(
         q.shape, k.shape, q.stride(), k.stride(), v.stride(), strides, scale, causal, q.dtype is torch.bfloat16, kind
     )
-    call.q, call.k, call.v, call.y = q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr()
-    call.mask = None if mask is None else mask.data_ptr()
-    call.run(call.address, torch.get_num_threads())
+    found.q, found.k, found.v, found.y = q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr()
+    found.mask = None if mask is None else mask.data_ptr()
+    run(found, [q, k, v, y, mask])
     return y.transpose(1, 2)
 
 
@@ -280,7 +319,7 @@ class PackedAttention:
             kind, strides = _MASKS[mask.dtype], mask.stride()
         axes = (length * columns, self.width, columns, 1)
         bf16 = x.dtype is torch.bfloat16
-        call = _attention_call(
+        found = _attention_call(
             (batch, q, length, self.width),
             (batch, k, length),
             axes,
@@ -294,16 +333,19 @@ class PackedAttention:
         )
         y = x.new_empty(batch, length, q * self.width)
         start, size = x.data_ptr(), 2 if bf16 else 4
-        call.q, call.k, call.v = (start + size * column for column in self.starts)
-        call.y, call.mask = y.data_ptr(), None if mask is None else mask.data_ptr()
-        call.run(call.address, torch.get_num_threads())
+        found.q, found.k, found.v = (start + size * column for column in self.starts)
+        found.y, found.mask = y.data_ptr(), None if mask is None else mask.data_ptr()
+        run(found, [x, y, mask])
         return y
 
 
 def _readable(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     """A mask that the kernel reads: bool, float32 or bfloat16, its last dimension dense (or, of bools, one for all)."""
-    mask = (mask if mask.dtype in _MASKS else mask.float()).expand(shape)
-    return mask if mask.stride(-1) == 1 or (mask.dtype is torch.bool and mask.stride(-1) == 0) else mask.contiguous()
+    if mask.dtype not in _MASKS:
+        given, mask = mask, mask.float()
+        note(mask.copy_, given)
+    mask = mask.expand(shape)
+    return mask if mask.stride(-1) == 1 or (mask.dtype is torch.bool and mask.stride(-1) == 0) else dense(mask)
 
 
 _NOWHERE: tuple[int, ...] = (0, 0, 0, 0)
@@ -313,6 +355,25 @@ _MASKS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
 class _AttentionCall(_Attention):
     address: int
     run: Callable[..., None]
+
+
+class _Kept:
+    """A call of the attention kernel whose arguments live as long as it does."""
+
+    def __init__(self, struct: _AttentionCall, tensors: list[Tensor | None]) -> None:
+        self.struct, self.tensors = _AttentionCall.from_buffer_copy(struct), tensors
+        self.run, self.address = struct.run, ctypes.addressof(self.struct)
+        self.threads = torch.get_num_threads()
+
+    def __call__(self) -> None:
+        self.run(self.address, self.threads)
+
+
+def run(struct: _AttentionCall, tensors: list[Tensor | None]) -> None:
+    """Run the kernel. The struct serves every call of its geometry, so a tape gets a copy."""
+    if getattr(_tapes, "tape", None) is not None:
+        note(_Kept(struct, tensors))
+    struct.run(struct.address, torch.get_num_threads())
 
 
 @functools.lru_cache(256)
@@ -344,14 +405,13 @@ def embed(ids: Tensor, table: Tensor, scale: Tensor, zero_point: Tensor | None, 
     """
     library = _library()
     assert library is not None
-    ids = ids.contiguous()
+    ids = dense(ids)
     y = torch.empty((*ids.shape, table.shape[1]), dtype=dtype)
-    if ids.numel():
-        low, high = torch.aminmax(ids)
-        if low < 0 or high >= table.shape[0]:
-            raise IndexError(f"index out of range: {int(low)} to {int(high)}, and the table has {table.shape[0]} rows")
-        library.embed(
-            ids.data_ptr(), table.data_ptr(), scale.data_ptr(), None if zero_point is None else zero_point.data_ptr(),
-            y.data_ptr(), ids.numel(), table.shape[1], dtype is torch.bfloat16, torch.get_num_threads(),
-        )  # fmt: skip
+    bad = call(
+        library.embed, ids.data_ptr(), table.data_ptr(), scale.data_ptr(),
+        None if zero_point is None else zero_point.data_ptr(), y.data_ptr(), ids.numel(), table.shape[1], table.shape[0],
+        dtype is torch.bfloat16, torch.get_num_threads(),
+    )  # fmt: skip
+    if bad:
+        raise IndexError(OUT_OF_RANGE)
     return y
