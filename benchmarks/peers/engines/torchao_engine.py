@@ -1,4 +1,8 @@
-"""torchao's int8 configurations through transformers, compiled as torchao's documentation asks for."""
+"""torchao's int8 configurations, compiled as its documentation asks for.
+
+Saved as a pickled module and not through transformers: weights that are mapped from a safetensors file are not aligned, and
+torch's kernel for int8 weights then ends the process (torch 2.13, torchao 0.18).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.peers.engines.base import Engine, Served
-from benchmarks.peers.engines.torch_engine import TorchServed, import_model, open_torch, prepare
+from benchmarks.peers.engines.torch_engine import PICKLE, TorchServed, import_model, open_torch, prepare
 from benchmarks.peers.models import Shape, Source
 
 
@@ -28,15 +32,18 @@ class TorchAO(Engine):
         import_model(source, compiled=True)
 
     def build(self, source: Source, kind: str, folder: Path) -> None:
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
-        from transformers import TorchAoConfig
+        import torch
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 
-        config = Int8DynamicActivationInt8WeightConfig() if self.how == "dynamic" else Int8WeightOnlyConfig()
-        open_torch(
-            source.folder, source, self.dtype, quantization_config=TorchAoConfig(config), device_map="cpu"
-        ).save_pretrained(folder)
+        model = open_torch(source.folder, source, self.dtype)
+        quantize_(model, Int8DynamicActivationInt8WeightConfig() if self.how == "dynamic" else Int8WeightOnlyConfig())
+        for module in model.modules():
+            module.__dict__.pop("extra_repr", None)  # a partial that cannot be pickled
+        torch.save(model, folder / PICKLE)
 
     def load(self, source: Source, folder: Path, shape: Shape | None, threads: int) -> Served:
+        import torch
+
         prepare(threads, compiled=True)
-        model = open_torch(folder, source, self.dtype, device_map="cpu")
+        model = torch.load(folder / PICKLE, weights_only=False)
         return TorchServed(model, source, compiled=True, dynamic=None if shape is None else False)
