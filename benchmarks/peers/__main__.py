@@ -81,24 +81,20 @@ def run(model: Model, args: Any, work: Path, rows: list[Row]) -> None:
         if args.shapes and shape.name not in args.shapes:
             continue
         for threads in args.threads:
-            for row in measure(setting, model, shape, names, threads):
+            for row in measure(setting, model, shape, names, threads, say):
                 rows.append(row)
-                say(row)
+                result = f"{row['ms']:.3g} ms" if "ms" in row else row.get("note")
+                say(f"{model.name} {shape.name} {threads} threads, {row['engine']}: {result}")
     if args.metric:
         for name, found in judge(setting, model, names, max(args.threads)):
-            print(f"{model.name} {name}: {found.get('metric', found.get('note'))}", file=sys.stderr, flush=True)
+            say(f"{model.name} {name}: {found.get('metric', found.get('note'))}")
             for row in rows:
                 if (row["model"], row["engine"]) == (model.name, name):
                     row |= {"drop": found.get("drop"), "judged": found}
 
 
-def say(row: Row) -> None:
-    result = f"{row['ms']:.3g} ms" if "ms" in row else row.get("note")
-    print(
-        f"{row['model']} {row['shape']} {row['threads']} threads, {row['engine']}: {result}",
-        file=sys.stderr,
-        flush=True,
-    )
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -111,9 +107,9 @@ def main() -> int:
             for name in args.only:
                 run(MODELS[name], args, work, rows)
         except FailedError as error:  # no inputs, no reference: there is nothing to compare with
-            print(f"stopped: {error}", file=sys.stderr)
+            say(f"stopped: {error}")
         except KeyboardInterrupt:
-            print("stopped; what was measured so far:", file=sys.stderr)
+            say("stopped; what was measured so far:")
     print(common.table(map(tables.plain, rows), tables.COLUMNS))
     if args.markdown:
         args.markdown.write_text(tables.markdown(rows), encoding="utf8")

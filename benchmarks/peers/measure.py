@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,9 @@ def prepare_inputs(setting: Setting, model: Model, shape: Shape) -> Path:
     return path
 
 
-def measure(setting: Setting, model: Model, shape: Shape, names: Sequence[str], threads: int) -> Iterator[Row]:
+def measure(
+    setting: Setting, model: Model, shape: Shape, names: Sequence[str], threads: int, say: Callable[[str], None]
+) -> Iterator[Row]:
     """One row an engine, the reference's first. Groups fit into memory; each has a reference of its own to divide by."""
     inputs = prepare_inputs(setting, model, shape)
     rest = [name for name in names if name != REFERENCE]
@@ -78,6 +80,7 @@ def measure(setting: Setting, model: Model, shape: Shape, names: Sequence[str], 
                     found = start(setting, model, shape, name, threads, inputs, workers)
                     rows[name] |= found
                     held += found["resident_bytes"]
+                    say(f"{model.name} {shape.name} {threads} threads, {name}: ready in {found['load_seconds']:.0f} s")
                 except FailedError as error:
                     rows[name]["note"] = str(error)
                 if held > setting.memory:
