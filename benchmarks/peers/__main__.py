@@ -18,10 +18,8 @@ from benchmarks.peers.processes import FailedError, Setting
 
 def arguments() -> Any:
     parser = common.parser(__doc__)
-    parser.set_defaults(threads=None)
-    for action in parser._actions:
-        if action.dest == "threads":
-            action.nargs, action.default, action.help = "+", [1, 2], "CPU threads of every engine, one after the other"
+    parser.conflict_handler = "resolve"
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of every engine, one after the other")
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=list(MODELS), help="models")
     parser.add_argument("--shapes", nargs="+", metavar="SHAPE", help="of the models' shapes; default: all")
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), metavar="ENGINE", help=", ".join(ENGINES))

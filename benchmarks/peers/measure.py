@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +39,8 @@ def build(setting: Setting, model: Model, name: str, kind: str, threads: int) ->
     if missing or str(folder) in setting.failed:
         raise FailedError(missing or setting.failed[str(folder)])
     if not done.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+        folder.mkdir(parents=True)
         try:
             answer = ask(setting, model, name, "build", threads, kind=kind, folder=str(folder), label=kind)
         except FailedError as error:

@@ -9,6 +9,7 @@ from benchmarks.peers.engines.base import Engine
 from benchmarks.peers.engines.bitsandbytes_engine import Bitsandbytes
 from benchmarks.peers.engines.onnxruntime_engine import OnnxRuntime
 from benchmarks.peers.engines.openvino_engine import OpenVino
+from benchmarks.peers.engines.pt2e_engine import Pt2e
 from benchmarks.peers.engines.torch_engine import TorchDynamic, TorchFloat
 from benchmarks.peers.engines.torchao_engine import TorchAO
 
@@ -27,6 +28,8 @@ ENGINES: dict[str, Engine] = {
     "torchao-int8-dynamic-bf16": TorchAO("dynamic", "bfloat16"),
     "torchao-int8-weights": TorchAO("weights", "float32"),
     "torchao-int8-weights-bf16": TorchAO("weights", "bfloat16"),
+    "torchao-pt2e-int8-static-bf16": Pt2e(dynamic=False),
+    "torchao-pt2e-int8-dynamic-bf16": Pt2e(dynamic=True),
     "onnxruntime-fp32": OnnxRuntime("fp32"),
     "onnxruntime-int8-dynamic": OnnxRuntime("dynamic"),
     "onnxruntime-int8-static": OnnxRuntime("static"),

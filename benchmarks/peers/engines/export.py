@@ -116,14 +116,16 @@ def export_onnx(source: Source, kind: str, path: Path) -> None:
             dynamic_axes=axes,
         )  # fmt: skip
         return
-    if kind == "decode":
-        past = torch.export.Dim("past", min=2, max=8000)
-        shapes: Any = (None, None, tuple({2: past} for _ in inputs[2:]))
-    else:
-        limits = {"batch": 512, "length": 2048}
-        axes = {place: torch.export.Dim(name, min=1, max=limits[name]) for place, name in source.model.axes.items()}
-        shapes = (tuple(axes for _ in inputs),)
+    past = {2: torch.export.Dim("past", min=2, max=8000)}
+    shapes = (None, None, tuple(past for _ in inputs[2:])) if kind == "decode" else varying(source, len(inputs))
     torch.onnx.export(
         module, inputs, str(path), input_names=names_in, output_names=names_out, dynamo=True, dynamic_shapes=shapes,
         external_data=False, verbose=False,
     )  # fmt: skip
+
+
+def varying(source: Source, count: int) -> tuple[Any, ...]:
+    """`dynamic_shapes` of torch.export for `Forward`."""
+    limits = {"batch": 512, "length": 512}
+    axes = {place: torch.export.Dim(name, min=1, max=limits[name]) for place, name in source.model.axes.items()}
+    return (tuple(axes for _ in range(count)),)
