@@ -17,8 +17,7 @@ from benchmarks.peers.processes import FailedError, Setting
 
 
 def arguments() -> Any:
-    parser = common.parser(__doc__)
-    parser.conflict_handler = "resolve"
+    parser = common.parser(__doc__, threads=False)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of every engine, one after the other")
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=list(MODELS), help="models")
     parser.add_argument("--shapes", nargs="+", metavar="SHAPE", help="of the models' shapes; default: all")
