@@ -105,13 +105,18 @@ def fuse(source: Source, kind: str, exported: Path, out: Path) -> None:
 
 
 def dynamic(source: Source, kind: str, exported: Path, out: Path) -> None:
-    from onnx import TensorProto
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     fused = exported.with_name("fused.onnx")
     fuse(source, kind, exported, fused)
+    graph = onnx.load(fused)
+    del graph.graph.value_info[
+        :
+    ]  # shapes that the exporter noted; the quantizer infers its own and trips on a difference
+    onnx.save(graph, fused)
     # Shape inference does not know ONNX Runtime's fused operators; what it cannot tell is float.
-    known = {"DefaultTensorType": TensorProto.FLOAT}
+    known = {"DefaultTensorType": onnx.TensorProto.FLOAT}
     quantize_dynamic(fused, out, per_channel=True, weight_type=QuantType.QInt8, extra_options=known)
 
 

@@ -44,9 +44,9 @@ class OpenVino(Engine):
     def build(self, source: Source, kind: str, folder: Path) -> None:
         import openvino
 
-        graph = convert(source, kind)
         if kind == "decode" and self.weights.startswith("int8"):
             raise UnsupportedError("no static ranges for a graph with a cache: see the row with compressed weights")
+        graph = convert(source, kind)
         if self.weights in QUANTIZING:
             graph = {"weights": compress, "int8": quantize, "int8-accuracy-control": control}[self.weights](
                 source, graph
@@ -119,6 +119,7 @@ def state_name(name: str) -> str:
 def convert(source: Source, kind: str) -> Any:
     """The float32 graph with the names of `export.names`; for decoding, the cache is made a state of the graph."""
     import openvino
+    from openvino.passes import MakeStateful, Manager
 
     from benchmarks.peers.engines.export import names, traceable
 
@@ -132,8 +133,8 @@ def convert(source: Source, kind: str) -> Any:
         heads, width = inputs[3].shape[1], inputs[3].shape[3]
         shapes = {"input_ids": [-1, 1], "position_ids": [-1, 1], "beam": [-1]}
         graph.reshape(shapes | {name: [-1, heads, -1, width] for name in pasts})
-        manager = openvino.passes.Manager()
-        manager.register_pass(openvino.passes.MakeStateful(dict(zip(pasts, names_out[1:], strict=True))))
+        manager = Manager()
+        manager.register_pass(MakeStateful(dict(zip(pasts, names_out[1:], strict=True))))
         manager.run_passes(graph)
     else:
         graph.reshape({item: _fixed(item.partial_shape, dict.fromkeys(source.model.axes, -1)) for item in graph.inputs})
