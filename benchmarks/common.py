@@ -18,8 +18,8 @@ if str(ROOT) not in sys.path:  # a checkout that is not installed
     sys.path.insert(0, str(ROOT))
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments of every benchmark."""
+def parser(description: str, *, threads: bool = True) -> argparse.ArgumentParser:
+    """A parser with the arguments of every benchmark; without `threads`, the benchmark has its own --threads."""
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     found.add_argument("--models", type=Path, default=MODELS, metavar="FOLDER", help="folder of the development models")
     found.add_argument(
@@ -29,7 +29,8 @@ def parser(description: str) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help=f"folder of the development data; the environment variable {DATA_VARIABLE} sets the default",
     )
-    found.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of torch")
+    if threads:
+        found.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of torch")
     found.add_argument("--seed", type=int, default=0, help="seed of splits, probes and random maps")
     found.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     return found
