@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ class Lowered:
 
 def lower(captured: Captured, model: nn.Module) -> Lowered:
     module = copy.copy(captured.module)
-    module.graph = copy.deepcopy(captured.module.graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own copying
+        module.graph = copy.deepcopy(captured.module.graph)
     graph = module.graph
     _drop_idle(graph)
     layers = _layers(graph, model)
