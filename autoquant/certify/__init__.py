@@ -1,6 +1,6 @@
 """Prove the budget on data that the search never saw: bounds on a paired drop, and the fixed-sequence test."""
 
-from autoquant.certify.bounds import Bound, betting_bounds, bootstrap_bounds, items_needed
+from autoquant.certify.bounds import Bound, bets_needed, betting_bounds, bootstrap_bounds, items_needed
 from autoquant.certify.judge import judge, paired_drop
 
-__all__ = ["Bound", "betting_bounds", "bootstrap_bounds", "items_needed", "judge", "paired_drop"]
+__all__ = ["Bound", "bets_needed", "betting_bounds", "bootstrap_bounds", "items_needed", "judge", "paired_drop"]

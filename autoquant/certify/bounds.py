@@ -114,6 +114,28 @@ def bootstrap_bounds(
     return Bound(at(1 - confidence), at(confidence), "BCa bootstrap (asymptotic)")
 
 
+def bets_needed(drops: np.ndarray, width: float, budget: float, confidence: float, seed: int = 0) -> int | None:
+    """Items with which `betting_bounds` would settle whether the drop is within the budget, if they are like these.
+
+    Found by drawing ever larger samples from `drops` until four of five are settled: a bound that holds at any n costs a
+    few hundred items before it says anything, which no normal approximation knows.
+
+    Returns:
+        None when `LARGEST` items would not.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(drops)
+    while (n := math.ceil(1.3 * n)) <= LARGEST:
+        bounds = [betting_bounds(rng.choice(drops, n), width, confidence, seed) for _ in range(5)]
+        if sum(bound.upper <= budget or bound.lower > budget for bound in bounds) >= 4:
+            return n
+    return None
+
+
+LARGEST = 10**6
+"""Items that nobody will collect."""
+
+
 def items_needed(drop: float, deviation: float, budget: float, confidence: float, power: float = 0.8) -> int | None:
     """Items that would settle whether the drop is within the budget, with this power (normal approximation).
 

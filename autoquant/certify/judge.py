@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from autoquant.certify.bounds import Bound, betting_bounds, bootstrap_bounds, items_needed
+from autoquant.certify.bounds import Bound, bets_needed, betting_bounds, bootstrap_bounds, items_needed
 from autoquant.tasks.base import Task
 from autoquant.values import Budget, Verdict
 
@@ -53,16 +53,19 @@ def judge(
     n = len(values)
     drop = paired_drop(task, split, reference, values, budget)
     level = confidence or budget.confidence
+    evidence: tuple[np.ndarray, float] | None = None  # what was bet on
     if np.array_equal(reference, values):
         bound = Bound(0.0, 0.0, "identical outcomes on every item")
         if task.mean_of_items and task.bounds is not None and level is not None:
             width = paired_drop(task, split, reference, reference - (task.bounds[1] - task.bounds[0]), budget)
-            bound = betting_bounds(np.zeros(n), abs(width), level, seed)
+            evidence = np.zeros(n), abs(width)
+            bound = betting_bounds(*evidence, level, seed)
     elif level is None:
         bound = Bound(drop, drop, "point estimate only, no confidence")
     elif task.mean_of_items and task.bounds is not None and not (budget.relative or task.relative):
         sign = 1 if task.higher_is_better else -1
-        bound = betting_bounds(sign * (reference - values), task.bounds[1] - task.bounds[0], level, seed)
+        evidence = sign * (reference - values), task.bounds[1] - task.bounds[0]
+        bound = betting_bounds(*evidence, level, seed)
     else:
         bound = bootstrap_bounds(
             lambda index: paired_drop(task, split, reference, values, budget, index), n, level, seed
@@ -74,7 +77,9 @@ def judge(
     else:
         status = "INCONCLUSIVE"
     needed = None
-    if status == "INCONCLUSIVE":
+    if status == "INCONCLUSIVE" and evidence is not None:
+        needed = bets_needed(*evidence, budget.drop, level or 0.95, seed)
+    elif status == "INCONCLUSIVE":
         deviation = drop_error(task, split, reference, values, budget) * math.sqrt(n)
         needed = items_needed(drop, deviation, budget.drop, level or 0.95)
     return Verdict(

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from autoquant.certify import Bound, betting_bounds, bootstrap_bounds, items_needed
+from autoquant.certify import Bound, bets_needed, betting_bounds, bootstrap_bounds, items_needed
 from autoquant.certify.bounds import log_capital, predictable_bets
 from autoquant.errors import NumericsError
 
@@ -154,3 +154,13 @@ def test_items_needed_grow_with_noise_and_shrink_with_the_gap() -> None:
     assert items_needed(0.0, 0.1, 0.02, 0.95) == pytest.approx(base / 4, rel=0.01)
     assert items_needed(0.02, 0.1, 0.01, 0.95) == base, "above the budget counts like below"
     assert items_needed(0.01, 0.1, 0.01, 0.95) is None and items_needed(0.0, 0.0, 0.01, 0.95) == 1
+
+
+def test_the_items_that_betting_needs_are_more_than_it_had_and_settle_the_budget() -> None:
+    drops, budget = np.zeros(95), 0.01
+    drops[[3, 40]] = 0.2, -0.2
+    assert betting_bounds(drops, 1.0, 0.95).upper > budget
+    needed = bets_needed(drops, 1.0, budget, 0.95)
+    assert needed is not None and needed > len(drops)
+    many = np.random.default_rng(0).choice(drops, 2 * needed)
+    assert betting_bounds(many, 1.0, 0.95).upper <= budget
