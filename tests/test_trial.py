@@ -62,7 +62,7 @@ class Threshold(nn.Module):
 
 def evaluated(wrong: int, budget: Budget) -> Outcome:
     session: Any = SimpleNamespace(
-        settings=SimpleNamespace(eval_batch_size=32, trials=1, batch_size=2), task=Sign(), budget=budget,
+        settings=SimpleNamespace(eval_batch_size=32, trials=1), batch_size=2, task=Sign(), budget=budget,
         model=Threshold(0), seq_len=None, progress=Progress(quiet=True),
         assembler=SimpleNamespace(assemble=lambda layers, base: Threshold(wrong)),
     )  # fmt: skip
