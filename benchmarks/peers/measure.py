@@ -116,7 +116,8 @@ def start(
         worker.stop()
         raise
     workers[name] = worker
-    error = difference(np.load(output), np.load(output.with_name(f"output-{shape.name}-{REFERENCE}.npy")))
+    reference = output.with_name(f"output-{shape.name}-{REFERENCE}.npy")
+    error = difference(np.load(output), np.load(reference)) if reference.exists() else None
     if name != REFERENCE:
         output.unlink()
     return {**answer, "bytes": size, "error": error}

@@ -51,7 +51,8 @@ class Pt2e(Engine):
             for row in source.calibration():
                 prepared(*(torch.from_numpy(row[name]) for name in source.model.inputs))
         converted = convert_pt2e(prepared)
-        torch.export.save(torch.export.export(converted, inputs, dynamic_shapes=shapes), folder / FILE)
+        # The exported module takes its inputs one by one, where the first one took them as *inputs.
+        torch.export.save(torch.export.export(converted, inputs, dynamic_shapes=shapes[0]), folder / FILE)
 
     def load(self, source: Source, folder: Path, shape: Shape | None, threads: int) -> Served:
         import torch
