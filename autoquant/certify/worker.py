@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 from autoquant import artifacts
-from autoquant.checkpoint import load
 from autoquant.errors import AutoquantError
 from autoquant.evaluation import evaluate_split, forward_call, time_models
+from autoquant.exports import load
 from autoquant.models.loading import architectures, load_model, load_processor
 from autoquant.tasks import TASKS, from_spec
 
@@ -57,7 +57,12 @@ def _open(item: dict[str, Any], task: str) -> torch.nn.Module:
     if item.get("float"):
         auto_class = TASKS[task].auto_class_for(architectures(item["path"]))
         return load_model(item["path"], auto_class, trust_remote_code=item["trust_remote_code"]).model
-    return load(item["path"], device=item.get("device", "cpu"), trust_remote_code=item["trust_remote_code"])
+    return load(
+        item["path"],
+        device=item.get("device", "cpu"),
+        runtime=item.get("runtime"),
+        trust_remote_code=item["trust_remote_code"],
+    )
 
 
 def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Write and load checkpoints, in formats that are one line each in `FORMATS`; read, check and apply layer maps."""
 
 from autoquant.checkpoint.apply import apply_map, quantize_model
+from autoquant.checkpoint.folder import whole_folder
 from autoquant.checkpoint.formats import FORMATS, format_for
 from autoquant.checkpoint.hf import register
 from autoquant.checkpoint.load import load
@@ -19,6 +20,7 @@ __all__ = [
     "read_layer_map",
     "register",
     "stored_layer_bytes",
+    "whole_folder",
     "write_checkpoint",
     "write_layer_map",
 ]

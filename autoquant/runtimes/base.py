@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ class Runtime(ABC):
     """
 
     name: ClassVar[str]
+    compiles: ClassVar[bool] = False
+    """It serves a model compiled as a whole: see `whole`."""
 
     @abstractmethod
     def supports(self, layer: Layer, scheme: Scheme) -> str | None:
@@ -46,3 +49,32 @@ class Runtime(ABC):
     @abstractmethod
     def description(self) -> str:
         """Device and kernels in words, for reports: what a latency was measured on."""
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """None if it can be used in this installation, otherwise what to type so that it can."""
+        return None
+
+    def whole(self, model: nn.Module, example: Mapping[str, Any]) -> nn.Module:
+        """`model`, which consists of modules that this runtime built, as it is served; what an end-to-end time holds for.
+
+        A runtime that serves layers one by one returns the model itself. One that compiles a model as a whole does so here:
+        same keyword arguments, same outputs, for batches and lengths of any size.
+
+        Args:
+            example: inputs of the model, by name; what is no tensor, and the key `rows`, is not passed on.
+        """
+        return model
+
+
+def cannot_have(layer: Layer, scheme: Scheme) -> str | None:
+    """Why no runtime can run `scheme` on a layer of this kind, or None."""
+    if scheme.weights is None:
+        return None
+    if layer.kind == "embedding":
+        if scheme.input is not None:
+            return "an embedding has no input to quantize"
+        return None if scheme.weights.strategy == "channel" else "embeddings are quantized per row (channel)"
+    if layer.kind == "conv2d" and scheme.input is not None and not layer.patchify:
+        return "int8 products only for convolutions whose kernel equals their stride"
+    return None

@@ -1,0 +1,37 @@
+"""OpenVINO IR: `openvino_model.xml` and `.bin`, the names that optimum-intel looks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from autoquant.errors import CheckpointError
+from autoquant.exports.export import Export
+from autoquant.runtimes import OpenVINORuntime, Runtime
+from autoquant.runtimes.openvino import OpenVINOModel, missing, read_graph, save_graph, to_openvino
+
+
+class OpenVINOExport(Export):
+    """For `openvino.Core().read_model`; weights in int8, products in int8 where the layer map says so."""
+
+    name: ClassVar[str] = "openvino"
+    file: ClassVar[str] = "openvino_model.xml"
+    weights: ClassVar[str] = "openvino_model.bin"
+
+    def missing(self) -> str | None:
+        return missing()
+
+    def runtime(self) -> Runtime:
+        return OpenVINORuntime()
+
+    def write(self, model: nn.Module, example: Mapping[str, Any], folder: Path) -> None:
+        save_graph(to_openvino(model, example), folder / self.file)
+
+    def open(self, folder: Path, config: Any) -> nn.Module:
+        for name in (self.file, self.weights):
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder} has no {name}. Export it again.")
+        return OpenVINOModel(read_graph(folder / self.file), config)
