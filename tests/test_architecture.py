@@ -51,6 +51,8 @@ HOMES = {
     "compressed_tensors": "checkpoint",
     "PIL": "tasks",
     "openvino": "runtimes",
+    "onnx": "exports",
+    "onnxruntime": "exports",
 }
 
 

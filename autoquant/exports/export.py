@@ -48,6 +48,10 @@ class Export(ABC):
             ModelError: the model cannot be recorded, or mixes float dtypes that the engine computes alike.
         """
 
+    def note(self, base_dtype: str) -> str | None:
+        """What a user of the engine by itself must know of a model of this base dtype."""
+        return None
+
     @abstractmethod
     def open(self, folder: Path, config: Any) -> nn.Module:
         """A module that runs the files on this machine: the same keyword arguments and outputs as the torch model.

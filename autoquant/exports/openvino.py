@@ -30,6 +30,14 @@ class OpenVINOExport(Export):
     def write(self, model: nn.Module, example: Mapping[str, Any], folder: Path) -> None:
         save_graph(to_openvino(model, example), folder / self.file)
 
+    def note(self, base_dtype: str) -> str | None:
+        if base_dtype != "float32":
+            return None
+        return (
+            "By itself OpenVINO computes floats in bfloat16 where the CPU can: compile with INFERENCE_PRECISION_HINT=f32, as "
+            "autoquant.load does."
+        )
+
     def open(self, folder: Path, config: Any) -> nn.Module:
         for name in (self.file, self.weights):
             if not (folder / name).is_file():

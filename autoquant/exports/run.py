@@ -17,6 +17,7 @@ from autoquant.errors import CheckpointError, FolderError, UsageError, pick
 from autoquant.exports.example import example_for
 from autoquant.exports.table import EXPORTS, export_in
 from autoquant.models.loading import load_processor, processor_files
+from autoquant.runtimes.portable import base_dtype
 
 RECORDS = ("layer_map.yaml",)
 
@@ -41,7 +42,7 @@ def export(
         example: a batch by input names; by default a small one is made with the tokenizer or image processor.
 
     Returns:
-        `path`, `format`, `file_bytes` (the weights).
+        `path`, `format`, `file_bytes` (the weights), `notes` (what a user of the engine by itself must know).
 
     Raises:
         UsageError: an unknown format, or one that is not installed.
@@ -61,7 +62,8 @@ def export(
     with whole_folder(out) as partial:
         kind.write(loaded, batch, partial)
         _companions(source, partial)
-    return {"path": str(out), "format": kind.name, "file_bytes": weight_bytes(out)}
+    note = kind.note(base_dtype(loaded))
+    return {"path": str(out), "format": kind.name, "file_bytes": weight_bytes(out), "notes": [note] if note else []}
 
 
 def weight_bytes(folder: str | Path) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from autoquant.exports.export import Export
+from autoquant.exports.onnx import ONNXExport
 from autoquant.exports.openvino import OpenVINOExport
 
-EXPORTS: dict[str, Export] = {"openvino": OpenVINOExport()}
+EXPORTS: dict[str, Export] = {"openvino": OpenVINOExport(), "onnx": ONNXExport()}
 
 
 def export_in(folder: str | Path) -> Export | None:

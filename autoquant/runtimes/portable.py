@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoquant.errors import SchemeError
+from autoquant.errors import ModelError, SchemeError
 from autoquant.runtimes.base import Runtime, cannot_have
 from autoquant.runtimes.torch_runtime import TorchRuntime
 from autoquant.schemes import QuantizedTensor
@@ -75,7 +75,11 @@ class PortableLayer(nn.Module):
         _LAYERS[self.number] = self
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.autoquant.layer(x, self.number) if _RECORDING else self.run(x)
+        return self.recorded(x) if _RECORDING else self.run(x)
+
+    def recorded(self, x: Tensor) -> Tensor:
+        """The operation that stands for this layer in a graph."""
+        return torch.ops.autoquant.layer(x, self.number)
 
     def run(self, x: Tensor) -> Tensor:
         if not self._built:
@@ -158,6 +162,30 @@ def recording() -> Iterator[None]:
 def tensors_of(number: int) -> LayerTensors:
     """The layer behind an operation of a recorded graph."""
     return _LAYERS[number].tensors
+
+
+def base_dtype(model: nn.Module) -> str:
+    """The dtype of the activations between the layers of a model, the one that an engine is to compute floats in.
+
+    Raises:
+        SchemeError: a float layer is of another dtype than that; an engine has one for a whole graph.
+        ModelError: several base dtypes.
+    """
+    layers = [module for module in model.modules() if isinstance(module, PortableLayer)]
+    found = {str(layer.tensors.base_dtype).removeprefix("torch.") for layer in layers}
+    if not found:
+        found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    if len(found) != 1:
+        raise ModelError(f"The model mixes the base dtypes {', '.join(sorted(found))}; a graph has one.")
+    base = found.pop()
+    for layer in layers:
+        own = layer.tensors.scheme.dtype
+        if own is not None and own != base:
+            raise SchemeError(
+                f"Layer '{layer.tensors.layer.name}' runs in {own} in a {base} model, and a graph of another engine computes "
+                f"all float layers alike. Give the layer '{base}' or an int8 scheme."
+            )
+    return base
 
 
 class _Shell(nn.Module):

@@ -22,10 +22,47 @@ def _widened(data: np.ndarray) -> np.ndarray:
     return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-CONSTANTS = {"openvino": openvino_constants}
+def onnx_constants(folder: Path) -> list[np.ndarray]:
+    """Weights lie as (in, out) in ONNX; embeddings and the rest as in torch: both ways are returned."""
+    import onnx
+
+    found = [onnx.numpy_helper.to_array(item) for item in onnx.load(folder / "model.onnx").graph.initializer]
+    return found + [array.T for array in found if array.ndim == 2 and array.dtype == np.int8]
+
+
+CONSTANTS = {"openvino": openvino_constants, "onnx": onnx_constants}
 """Format → the constants of an export, as they are stored."""
 
+
+def openvino_products(folder: Path) -> int:
+    from autoquant.exports import load
+
+    found = load(folder).compiled.operations()
+    return sum(op["type"] in ("FullyConnected", "MatMul") and op["kernel"].endswith("i8") for op in found)
+
+
+def onnx_products(folder: Path) -> int:
+    import onnx
+
+    from autoquant.exports.onnx.engine import Session
+
+    Session(folder / "model.onnx", dump=folder.parent / "optimized.onnx")
+    nodes = onnx.load(folder.parent / "optimized.onnx").graph.node
+    return sum(node.op_type in ("MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QGemm") for node in nodes)
+
+
+INTEGER_PRODUCTS = {"openvino": openvino_products, "onnx": onnx_products}
+"""Format → how many products the engine really computes in integers, after all that it does to the graph."""
+
 ALONE = {
+    "onnx": """
+import sys, numpy, onnxruntime
+folder = sys.argv[1]
+session = onnxruntime.InferenceSession(folder + "/model.onnx", providers=["CPUExecutionProvider"])
+found = session.run(None, dict(numpy.load(folder + "/inputs.npz")))
+numpy.savez(folder + "/outputs.npz", **{port.name: value for port, value in zip(session.get_outputs(), found)})
+assert not {"torch", "transformers", "autoquant"} & set(sys.modules)
+""",
     "openvino": """
 import sys, numpy, openvino
 folder = sys.argv[1]
@@ -36,6 +73,6 @@ found = model(dict(numpy.load(folder + "/inputs.npz")))
 names = [port.get_any_name() for port in graph.outputs]
 numpy.savez(folder + "/outputs.npz", **{name: found[name] for name in names})
 assert not {"torch", "transformers", "autoquant"} & set(sys.modules)
-"""
+""",
 }
 """Format → a program that runs inputs.npz through an export with nothing but its engine, and leaves outputs.npz."""

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from autoquant.errors import ModelError, SchemeError
+from autoquant.errors import ModelError
 from autoquant.runtimes.flat import Flat, example_inputs, free_axes
 from autoquant.runtimes.openvino import engine
 from autoquant.runtimes.openvino.graph import LayerWriter
-from autoquant.runtimes.portable import OPERATION, PortableLayer, recording, tensors_of
+from autoquant.runtimes.portable import OPERATION, base_dtype, recording, tensors_of
 
 SECTION = "autoquant"
 """Of the graph's own notes (rt_info): `base_dtype`, `inputs`, `outputs` and `returns`."""
@@ -28,9 +28,12 @@ def to_openvino(model: nn.Module, example: Mapping[str, Any]) -> Any:
     Rows and, for ids and masks, positions are dynamic. Float weights are stored in the base dtype.
 
     Raises:
-        ModelError: the model cannot be traced.
+        SchemeError: a float layer is not in the base dtype.
+        ModelError: the model cannot be traced, or this CPU does not compute in its base dtype.
     """
     base = base_dtype(model)
+    if reason := engine.cannot_compute(base):
+        raise ModelError(f"{reason}; choose the base dtype {'bfloat16 or ' if base == 'float16' else ''}float32.")
     tensors = example_inputs(example)
     flat = Flat(model, tensors)
     writer = LayerWriter()
@@ -67,32 +70,6 @@ def to_openvino(model: nn.Module, example: Mapping[str, Any]) -> Any:
     for key, value in engine.FAITHFUL.items():  # OpenVINO honours this one by itself; the precision hint it does not
         graph.set_rt_info(value, ["runtime_options", key])
     return graph
-
-
-def base_dtype(model: nn.Module) -> str:
-    """The dtype of the activations between layers.
-
-    Raises:
-        SchemeError: a float layer of another dtype than that; OpenVINO has one precision for a whole graph.
-        ModelError: several base dtypes, or one that this CPU does not compute in.
-    """
-    layers = [module for module in model.modules() if isinstance(module, PortableLayer)]
-    found = {str(layer.tensors.base_dtype).removeprefix("torch.") for layer in layers}
-    if not found:
-        found = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
-    if len(found) != 1:
-        raise ModelError(f"The model mixes the base dtypes {', '.join(sorted(found))}; a graph has one.")
-    base = found.pop()
-    if reason := engine.cannot_compute(base):
-        raise ModelError(f"{reason}; choose the base dtype {'bfloat16 or ' if base == 'float16' else ''}float32.")
-    for layer in layers:
-        own = layer.tensors.scheme.dtype
-        if own is not None and own != base:
-            raise SchemeError(
-                f"Layer '{layer.tensors.layer.name}' runs in {own} in a {base} model; OpenVINO computes all float layers of "
-                f"a graph alike. Give it '{base}' or an int8 scheme."
-            )
-    return base
 
 
 def _shrink(graph: Any) -> None:

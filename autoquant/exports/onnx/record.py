@@ -1,0 +1,137 @@
+"""A whole torch model as one ONNX graph, in which every layer is written as its scheme says."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoquant.errors import ModelError
+from autoquant.exports.onnx import engine
+from autoquant.exports.onnx.graph import FLOAT, LayerWriter
+from autoquant.runtimes.flat import Flat, example_inputs, free_axes
+from autoquant.runtimes.portable import PortableLayer, PortableRuntime, base_dtype, recording, tensors_of
+
+DOMAIN, OPERATION = "autoquant", "Layer"
+AXES = ("rows", "positions")
+SMALL = 16
+"""Initializers of fewer elements are left in float32."""
+
+
+class RecordedLayer(PortableLayer):
+    """One node of a domain of our own, which is replaced once the rest of the model is recorded."""
+
+    def recorded(self, x: Tensor) -> Tensor:
+        like = self.tensors.empty_output(x, self.marker.dtype)
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{OPERATION}", (x,), {"number": self.number, "rank": x.ndim}, dtype=like.dtype, shape=like.shape,
+            version=1,
+        )  # fmt: skip
+
+
+class ONNXLayers(PortableRuntime):
+    """Every scheme that a layer can have; floats are computed in float32, whatever they are stored in."""
+
+    name = "onnx"
+    module = RecordedLayer
+
+
+def to_onnx(model: nn.Module, example: Mapping[str, Any]) -> Any:
+    """The graph (an onnx.ModelProto) of a model whose layers `ONNXLayers` built.
+
+    Rows and, for ids and masks, positions are dynamic. Float weights are stored in the base dtype.
+
+    Raises:
+        ModelError: the model cannot be recorded.
+        SchemeError: a float layer is not in the base dtype.
+    """
+    base = base_dtype(model)
+    tensors = example_inputs(example)
+    flat = Flat(model, tensors).eval()
+    dynamic = tuple({axis: torch.export.Dim.DYNAMIC for axis in free_axes(tensor)} for tensor in tensors.values())
+    try:
+        with _quiet(), torch.no_grad(), recording():
+            made = torch.onnx.export(
+                flat, tuple(tensors.values()), dynamo=True, dynamic_shapes=(dynamic,), verbose=False,
+                input_names=list(tensors), output_names=list(flat.signature.outputs),
+            )  # fmt: skip
+    except Exception as error:  # kinds of torch.export, of the exporter and of what they call
+        first = next((line for line in str(error).splitlines() if line.strip()), "no message")
+        raise ModelError(f"torch.onnx cannot export this {type(model).__name__}: {first}") from error
+    assert made is not None
+    proto = made.model_proto
+    _replace(proto)
+    for port, tensor in zip(proto.graph.input, tensors.values(), strict=True):
+        for axis in free_axes(tensor):
+            port.type.tensor_type.shape.dim[axis].dim_param = AXES[axis]
+    if base != "float32":
+        _shrink(proto, getattr(torch, base))
+    _forget_sources(proto)
+    notes = {"base_dtype": base, "outputs": ",".join(flat.signature.outputs), "returns": flat.signature.returns}
+    engine.onnx().helper.set_model_props(proto, notes)
+    return proto
+
+
+def _replace(proto: Any) -> None:
+    """Write the layers in the places of their nodes, in order."""
+    writer = LayerWriter()
+    nodes = []
+    for node in proto.graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        noted = {attribute.name: attribute.i for attribute in node.attribute}
+        writer.write(tensors_of(noted["number"]), node.input[0], node.output[0], noted["rank"])
+        nodes += writer.nodes
+        writer.nodes = []
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.extend(writer.initializers.values())
+    kept = [item for item in proto.opset_import if item.domain != DOMAIN]
+    del proto.opset_import[:]
+    proto.opset_import.extend(kept)
+
+
+def _shrink(proto: Any, dtype: torch.dtype) -> None:
+    """Store float32 initializers in `dtype` where that changes nothing, as it does for all weights of such a model."""
+    casts = []
+    for number, item in enumerate(proto.graph.initializer):
+        if item.data_type != FLOAT or item.name.endswith("_scale"):
+            continue
+        value = torch.from_numpy(engine.array(item).copy())
+        if value.numel() < SMALL or not torch.equal(value.to(dtype).float(), value):
+            continue
+        stored = f"{item.name}_{str(dtype).removeprefix('torch.')}"
+        casts.append(engine.node("Cast", [stored], item.name, to=FLOAT))
+        proto.graph.initializer[number].CopyFrom(engine.initializer(stored, value.to(dtype)))
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def _forget_sources(proto: Any) -> None:
+    """Take out the stack traces that the exporter leaves at every node: folders of this machine, and most of a small file."""
+    for item in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    del proto.graph.value_info[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the exporter prints and logs: what a user must know is raised as an error instead."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
