@@ -177,7 +177,7 @@ def evaluate(
     data: str | Path | None = None,
     *,
     split: str = "certification",
-    batch_size: int = 8,
+    batch_size: int | None = None,
     seq_len: int | None = None,
     eval_batch_size: int = 32,
     threads: int | None = None,
@@ -196,7 +196,7 @@ def evaluate(
     if isinstance(checkpoint, nn.Module):
         if not isinstance(task, Task):
             raise UsageError("A module needs a Task object to be evaluated with.")
-        example = task.example(batch_size, seq_len or task.seq_len)
+        example = task.example(batch_size or task.batch_size, seq_len or task.seq_len)
         found = evaluate_split(checkpoint, task, split, batch_size=eval_batch_size)
         ms, noise = time_models({"model": forward_call(checkpoint, task, example)})["model"]
         return {
@@ -221,7 +221,7 @@ def evaluate(
         "task": built.spec(),
         "processor": str(path),
         "trust_remote_code": trust_remote_code,
-        "shape": {"batch_size": batch_size, "seq_len": seq_len or built.seq_len},
+        "shape": {"batch_size": batch_size or built.batch_size, "seq_len": seq_len or built.seq_len},
         "threads": torch.get_num_threads(),
         "quiet": quiet,
     }

@@ -157,7 +157,7 @@ def _measure_here(session: Session, name: str, path: Path | None, folder: Path) 
 def _latencies(session: Session, paths: Mapping[str, Path | None]) -> dict[str, Any]:
     """End-to-end ms of the checkpoints, in turns in one fresh process."""
     if session.module is not None:
-        example = session.task.example(session.settings.batch_size, session.seq_len)
+        example = session.task.example(session.batch_size, session.seq_len)
         models = {
             name: session.model
             if path is None
@@ -180,7 +180,7 @@ def _common_job(session: Session) -> dict[str, Any]:
         "task": session.task.spec(),  # type: ignore[attr-defined]
         "processor": str(session.loaded.path),
         "trust_remote_code": s.trust_remote_code,
-        "shape": {"batch_size": s.batch_size, "seq_len": session.seq_len},
+        "shape": {"batch_size": session.batch_size, "seq_len": session.seq_len},
         "threads": torch.get_num_threads(),
         "quiet": session.progress.quiet,
     }

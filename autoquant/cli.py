@@ -49,7 +49,10 @@ Sizes = Annotated[
 Metric = Annotated[str | None, typer.Option(help="One of the task's metrics.")]
 MaxLength = Annotated[int | None, typer.Option(help="Longest row in tokens.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; must be empty. Default: the next free one below runs/.")]
-BatchSize = Annotated[int, typer.Option(help="Batch size that latency and memory are measured at.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Batch size that latency and memory are measured at. Default: 8, of a language model 1."),
+]
 SeqLen = Annotated[
     int | None,
     typer.Option(help="Sequence length that latency and memory are measured at. Default: typical of the data."),
@@ -102,7 +105,7 @@ def search(
     sizes: Sizes = None,
     metric: Metric = None,
     max_length: MaxLength = None,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = None,
     seq_len: SeqLen = None,
     eval_batch_size: EvalBatch = 32,
     threads: Threads = None,
@@ -234,7 +237,7 @@ def evaluate(
     sizes: Sizes = None,
     metric: Metric = None,
     max_length: MaxLength = None,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = None,
     seq_len: SeqLen = None,
     eval_batch_size: EvalBatch = 32,
     threads: Threads = None,

@@ -15,6 +15,9 @@ from autoquant.tasks.base import Batch, Task, batches, to_device
 
 Notify = Callable[[str], None]
 
+LEAST_ROUNDS = 3
+"""Rounds of a timing at least: the fewest with a median that one disturbed call does not move."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -96,7 +99,7 @@ def time_models(
 ) -> dict[str, tuple[float, float]]:
     """Median and half the interquartile range, in ms, of each callable; calls alternate, so that drift hits all alike.
 
-    At least five rounds are run, however slow.
+    At least `LEAST_ROUNDS` rounds are run, however slow.
     """
     for call in models.values():
         for _ in range(warmup):
@@ -111,7 +114,7 @@ def time_models(
             begin = time.perf_counter()
             call()
             times[name].append((time.perf_counter() - begin) * 1e3)
-        if number >= 4 and time.perf_counter() - start > max_seconds:
+        if number + 1 >= LEAST_ROUNDS and time.perf_counter() - start > max_seconds:
             break
     return {name: spread(values) for name, values in times.items()}
 

@@ -30,7 +30,7 @@ def make_map(session: Session, candidate: Candidate, profile: Profile) -> LayerM
             "hardware": session.runtime.description(),
             "runtime": session.runtime.name,
             "threads": torch.get_num_threads(),
-            "shape": {"batch_size": session.settings.batch_size, "seq_len": session.seq_len},
+            "shape": {"batch_size": session.batch_size, "seq_len": session.seq_len},
             "budget": {
                 "drop": session.budget.drop,
                 "relative": session.budget.relative,

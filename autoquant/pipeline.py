@@ -56,9 +56,8 @@ def profile_stage(session: Session) -> Profile:
 
 def price_stage(session: Session) -> Price:
     """Bytes and milliseconds, from `price.json` if that was made on this hardware at this shape."""
-    s = session.settings
     shape = (
-        s.batch_size,
+        session.batch_size,
         session.seq_len,
         torch.get_num_threads(),
         session.runtime.description(),
@@ -72,7 +71,7 @@ def price_stage(session: Session) -> Price:
     with session.progress.bar("price", "kernel") as update:
         price = measure_price(
             session.model, session.task, session.inventory, session.assembler, session.allowed, bases,
-            batch_size=s.batch_size, seq_len=session.seq_len, progress=update,
+            batch_size=session.batch_size, seq_len=session.seq_len, progress=update,
         )  # fmt: skip
     price = replace(price, fingerprint=made_from)
     artifacts.write_json(path, price.to_dict())

@@ -152,7 +152,11 @@ class Session:
     def assembler(self) -> Assembler:
         return Assembler(self.model, self.inventory, self.runtime)
 
-    @cached_property
+    @property
+    def batch_size(self) -> int:
+        return self.settings.batch_size or self.task.batch_size
+
+    @property
     def seq_len(self) -> int | None:
         return self.settings.seq_len or self.task.seq_len
 

@@ -12,7 +12,6 @@ from autoquant.search import OBJECTIVES, STRATEGIES
 from autoquant.values import Budget
 
 DEFAULT_TRIALS = 16
-DEFAULT_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Settings:
     Attributes:
         model: folder, hub id or `default`; a class name for a module that was handed over in Python.
         budget, relative, confidence: see `Budget`.
-        batch_size, seq_len: the shape that latency and peak memory are measured at; None takes the task's typical length.
+        batch_size, seq_len: the shape that latency and peak memory are measured at; None takes what is typical of the task.
         eval_batch_size: rows a batch when accuracy is measured.
         rungs: quantized maps that may be tested on the certification data.
         device: `cpu` or `cuda`.
@@ -47,7 +46,7 @@ class Settings:
     trials: int = DEFAULT_TRIALS
     max_minutes: float | None = None
     rungs: int = 2
-    batch_size: int = DEFAULT_BATCH_SIZE
+    batch_size: int | None = None
     seq_len: int | None = None
     eval_batch_size: int = 32
     threads: int | None = None
@@ -64,7 +63,7 @@ class Settings:
         pick(STRATEGIES, self.strategy, "strategy")
         pick(RUNTIMES, self.runtime, "runtime")
         for name, lowest in (("trials", 1), ("batch_size", 1), ("eval_batch_size", 1), ("rungs", 1)):
-            if getattr(self, name) < lowest:
+            if getattr(self, name) is not None and getattr(self, name) < lowest:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {lowest}, not {getattr(self, name)}.")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise UsageError(f"--max-minutes must be positive, not {self.max_minutes}.")

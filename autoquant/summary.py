@@ -233,7 +233,9 @@ def _front(found: list[Candidate]) -> set[int]:
 
     def beaten(c: Candidate) -> bool:
         return any(
-            o.saving >= c.saving and o.divergence <= c.divergence and (o.saving, -o.divergence) != (c.saving, -c.divergence)
+            o.saving >= c.saving
+            and o.divergence <= c.divergence
+            and (o.saving, -o.divergence) != (c.saving, -c.divergence)
             for o in complete
         )
 

@@ -42,7 +42,7 @@ def make_evaluate(
     minutes = base.seconds * (0.6 * s.trials + 2.5 * task.rows("certification") / task.rows("search")) / 60 + 1
     session.progress.say(f"  about {minutes:.0f} more minutes if all {s.trials} trials are needed")
     normal = stats.norm.ppf(budget.confidence) if budget.confidence else 0.0
-    example = task.example(s.batch_size, session.seq_len)
+    example = task.example(session.batch_size, session.seq_len)
     anchor = forward_call(session.model, task, example)
 
     def evaluate(base_dtype: str, layers: dict[str, str]) -> Outcome:

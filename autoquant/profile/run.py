@@ -25,10 +25,14 @@ PROBES = 8
 the products of 16 schemes, so many probes on few rows are the cheaper way."""
 TOKENS = 4096
 """Calibration tokens that are scored; ranges are taken from all of them."""
+POSITIONS = 1024
+"""The same where every token is an output: a quarter of them say as much."""
 KEPT = 2**31
 """Bytes of gradients kept at once: of all layers and probes. A batch that needs more is cut."""
 REACH = 16
 """Positions of a causal language model whose responses count together (see `fisher.responses`)."""
+SPREAD = 4
+"""Batches that the scored tokens come from, at least."""
 IMAGE_TOKENS = 64
 """What an image counts for, where rows have no length in tokens."""
 CHANGES = 256 * 2**20
@@ -159,21 +163,24 @@ def _power(x: Tensor) -> float:
 
 
 def _sample(plan: list[list[int]], task: Task, seed: int, room: int) -> list[list[int]]:
-    """Batches of like rows with about `TOKENS` tokens in all, spread over short and long rows; all of them if fewer.
+    """Batches of like rows with about `TOKENS` tokens in all (`POSITIONS`, see there), spread over short and long rows;
+    all of them if fewer.
 
     A batch of more than `room` tokens is cut into several.
     """
     lengths = task.lengths("calibration")
     weight = 1 if max(lengths) > 1 else IMAGE_TOKENS
-    order = np.random.default_rng(seed).permutation(len(plan))
+    wanted = POSITIONS if task.positions else TOKENS
+    share = wanted if weight * sum(lengths) <= wanted else wanted // SPREAD
     picked: list[list[int]] = []
-    tokens = batches = 0
-    for index in order:
-        if tokens >= TOKENS and batches >= 2:
+    tokens = 0
+    for index in np.random.default_rng(seed).permutation(len(plan)):
+        if tokens >= wanted:
             break
-        rows = plan[index]
-        tokens, batches = tokens + weight * sum(lengths[row] for row in rows), batches + 1
-        at_once = max(1, room // (weight * max(lengths[row] for row in rows)))
+        longest = weight * max(lengths[row] for row in plan[index])
+        rows = plan[index][: max(1, share // longest)]
+        tokens += weight * sum(lengths[row] for row in rows)
+        at_once = max(1, room // longest)
         picked += [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
     return picked
 

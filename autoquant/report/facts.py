@@ -90,8 +90,10 @@ def _surrogate(search: dict[str, Any]) -> str:
     if len(ratios) < 5:
         return ""
     low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
-    return (f"observed / predicted divergence: median {statistics.median(ratios):.2f}, "
-            f"middle 80% {low:.2f} to {high:.2f} ({len(ratios)} candidates)")
+    return (
+        f"observed / predicted divergence: median {statistics.median(ratios):.2f}, "
+        f"middle 80% {low:.2f} to {high:.2f} ({len(ratios)} candidates)"
+    )
 
 
 def _profile(profile: dict[str, Any]) -> list[str]:

@@ -183,8 +183,9 @@ def _skipped(skipped: Iterable[dict[str, Any]]) -> list[SkippedView]:
     for one in skipped:
         together.setdefault((one["type"], one["reason"]), []).append(one)
     return [
-        SkippedView(kind, reason, humanize.params(sum(one["params"] for one in group)),
-                    tuple(one["name"] for one in group))
+        SkippedView(
+            kind, reason, humanize.params(sum(one["params"] for one in group)), tuple(one["name"] for one in group)
+        )
         for (kind, reason), group in together.items()
     ]
 

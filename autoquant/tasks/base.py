@@ -39,6 +39,7 @@ class Task(ABC):
         output_kind: `softmax` (rows of logits), `bernoulli` (logits of independent yes/no), `embedding` or
             `regression` (real vectors).
         positions: True when every position of the output is an output of its own (a causal language model).
+        batch_size: rows of the batch that latency is measured with, unless the user says otherwise.
         auto_class: the transformers class that loads a model for this task (see `auto_class_for`).
     """
 
@@ -51,6 +52,7 @@ class Task(ABC):
     relative: bool = False
     output_kind: str = "softmax"
     positions: bool = False
+    batch_size: int = 8
 
     @abstractmethod
     def rows(self, split: str) -> int:

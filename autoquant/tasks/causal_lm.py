@@ -27,6 +27,7 @@ class CausalLM(DataTask):
     bounds = None
     relative = True
     positions = True
+    batch_size = 1
 
     def _build(self) -> Inputs:
         self.max_length = window_length(self.processor, self.max_length)

@@ -36,11 +36,19 @@ def pools(main: Sequence[Hashable], test: Sequence[Hashable] | None = None) -> l
 
 
 def assign(
-    sources: Sequence[Pool], seed: int, sizes: Mapping[str, int] | None = None, what: str = "rows"
+    sources: Sequence[Pool],
+    seed: int,
+    sizes: Mapping[str, int] | None = None,
+    what: str = "rows",
+    caps: Mapping[str, int] | None = None,
 ) -> dict[str, list[int]]:
     """Split → sorted row numbers; rows of all sources are numbered through, source after source.
 
     A row of an earlier source whose key is also in a later one is left out. Rows with equal keys stay together.
+
+    Args:
+        sizes: split → size that the user asks for.
+        caps: split → largest size by default, where rows are dear.
 
     Raises:
         DataError: a split would be too small, or `sizes` asks for more than there is.
@@ -55,7 +63,7 @@ def assign(
             if key not in later:
                 groups.setdefault(key, []).append(offset + row)
         shared += len(keys) - sum(map(len, groups.values()))
-        chosen |= _deal(splits, list(groups.values()), np.random.default_rng([seed, place]), asked, what)
+        chosen |= _deal(splits, list(groups.values()), np.random.default_rng([seed, place]), asked, what, caps or {})
         offset += len(keys)
     for split, least in MINIMUM.items():
         if len(chosen[split]) < least:
@@ -78,13 +86,21 @@ def check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
 
 
 def _deal(
-    splits: tuple[str, ...], groups: list[list[int]], rng: np.random.Generator, asked: Mapping[str, int], what: str
+    splits: tuple[str, ...],
+    groups: list[list[int]],
+    rng: np.random.Generator,
+    asked: Mapping[str, int],
+    what: str,
+    caps: Mapping[str, int],
 ) -> dict[str, list[int]]:
     total = sum(map(len, groups))
     needed = sum(asked.get(split, 0) for split in splits)
     if needed > total:
         raise DataError(f"--sizes asks for {needed} {what} in {', '.join(splits)}; there are {total} that can be used.")
-    wanted = _sizes(splits, total, asked)
+    wanted = {
+        split: size if split in asked else min(size, caps.get(split, size))
+        for split, size in _sizes(splits, total, asked).items()
+    }
     shuffled = iter([groups[i] for i in rng.permutation(len(groups))])
     dealt: dict[str, list[int]] = {}
     for split in splits:

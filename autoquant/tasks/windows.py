@@ -24,6 +24,9 @@ from autoquant.tasks.splitting import assign, pools
 WINDOW = 256
 """Tokens a window: short, so that there are many items."""
 
+CAPS = {"calibration": 2**13, "search": 2**13, "certification": 2**15}
+"""Default sizes in tokens, at most: every token is an output, and the mean loss of a few thousand settles a budget of 1%."""
+
 STRETCH = 8
 """Windows that stay together, fewer when there is little text."""
 
@@ -50,7 +53,9 @@ def window_rows(
     require(tokenizer, "tokenizer")
     main, main_hash = _windows(data, tokenizer, columns, seed, window)
     test, test_hash = _windows(test_data, tokenizer, columns, seed, window) if test_data else (None, "")
-    chosen = assign(pools(_stretches(main, "main"), _stretches(test, "test") if test else None), seed, sizes, "windows")
+    sources = pools(_stretches(main, "main"), _stretches(test, "test") if test else None)
+    caps = {split: max(1, tokens // window) for split, tokens in CAPS.items()}
+    chosen = assign(sources, seed, sizes, "windows", caps)
     every = main + (test or [])
     encodings = {
         split: [{"input_ids": every[i], "attention_mask": [1] * window} for i in chosen[split]] for split in SPLITS

@@ -37,9 +37,19 @@ def full(blocks: int = 6) -> dict[str, Any]:
         "verdict": "PASS",
         "budget": {"drop": 0.01, "relative": False, "confidence": 0.95},
         "metric": {
-            "name": "nDCG@10", "higher_is_better": True, "float": 0.7412, "quantized": 0.7400, "half": 0.7411,
-            "drop": 0.0012, "upper_bound": 0.00408, "lower_bound": -0.0016, "confidence": 0.95, "n": 2400,
-            "method": "betting", "needed": None, "item": "query",
+            "name": "nDCG@10",
+            "higher_is_better": True,
+            "float": 0.7412,
+            "quantized": 0.7400,
+            "half": 0.7411,
+            "drop": 0.0012,
+            "upper_bound": 0.00408,
+            "lower_bound": -0.0016,
+            "confidence": 0.95,
+            "n": 2400,
+            "method": "betting",
+            "needed": None,
+            "item": "query",
         },
         "half_dtype": "bfloat16",
         "base_dtype": "bfloat16",
@@ -51,14 +61,38 @@ def full(blocks: int = 6) -> dict[str, Any]:
         "schemes": schemes,
         "search": _search(),
         "certification": [
-            {"label": "bfloat16", "status": "PASS", "drop": 0.0001, "upper_bound": 0.0019, "lower_bound": -0.0015,
-             "n": 2400},
-            {"label": "int8 on 24", "status": "PASS", "drop": 0.0007, "upper_bound": 0.0031, "lower_bound": -0.0017,
-             "n": 2400},
-            {"label": "int8 on 38", "status": "PASS", "drop": 0.0012, "upper_bound": 0.00408, "lower_bound": -0.0016,
-             "n": 2400},
-            {"label": "int8 on 40, tensor", "status": "INCONCLUSIVE", "drop": 0.0078, "upper_bound": 0.0119,
-             "lower_bound": 0.0037, "n": 2400},
+            {
+                "label": "bfloat16",
+                "status": "PASS",
+                "drop": 0.0001,
+                "upper_bound": 0.0019,
+                "lower_bound": -0.0015,
+                "n": 2400,
+            },
+            {
+                "label": "int8 on 24",
+                "status": "PASS",
+                "drop": 0.0007,
+                "upper_bound": 0.0031,
+                "lower_bound": -0.0017,
+                "n": 2400,
+            },
+            {
+                "label": "int8 on 38",
+                "status": "PASS",
+                "drop": 0.0012,
+                "upper_bound": 0.00408,
+                "lower_bound": -0.0016,
+                "n": 2400,
+            },
+            {
+                "label": "int8 on 40, tensor",
+                "status": "INCONCLUSIVE",
+                "drop": 0.0078,
+                "upper_bound": 0.0119,
+                "lower_bound": 0.0037,
+                "n": 2400,
+            },
         ],
         "load": 'from autoquant import load\nmodel = load("checkpoint/")',
         "files": {"checkpoint": "checkpoint/", "layer_map": "layer_map.yaml", "report": "report.html"},
@@ -86,29 +120,52 @@ def _common(layers: list[dict[str, Any]]) -> dict[str, Any]:
         "runtime": "torch",
         "skipped": [
             *(
-                {"name": f"bert.encoder.layer.{i}.{part}.LayerNorm", "type": "LayerNorm", "params": 768,
-                 "reason": "normalisation stays in the base dtype"}
-                for i in range(6) for part in ("attention.output", "output")
+                {
+                    "name": f"bert.encoder.layer.{i}.{part}.LayerNorm",
+                    "type": "LayerNorm",
+                    "params": 768,
+                    "reason": "normalisation stays in the base dtype",
+                }
+                for i in range(6)
+                for part in ("attention.output", "output")
             ),
-            {"name": "bert.embeddings.token_type_embeddings", "type": "Embedding", "params": 768,
-             "reason": "two rows: scales would cost more than int8 saves"},
+            {
+                "name": "bert.embeddings.token_type_embeddings",
+                "type": "Embedding",
+                "params": 768,
+                "reason": "two rows: scales would cost more than int8 saves",
+            },
         ],
         "profile": {"method": "fisher", "rows": 160, "forwards": 6.2, "seconds": 8.4},
         "stages": {"profile": 8.4, "price": 41.7, "search": 303.5, "checkpoint": 1.2, "certify": 96.3, "report": 0.2},
-        "model": {"name": "cross-encoder/ms-marco-MiniLM-L6-v2", "class": "BertForSequenceClassification",
-                  "params": 22_713_601, "fingerprint": "9c1f0b7de2a34856"},
-        "task": {"task": "rerank", "metric": "ndcg@10",
-                 "items": {"calibration": 160, "search": 600, "certification": 2400}},
+        "model": {
+            "name": "cross-encoder/ms-marco-MiniLM-L6-v2",
+            "class": "BertForSequenceClassification",
+            "params": 22_713_601,
+            "fingerprint": "9c1f0b7de2a34856",
+        },
+        "task": {
+            "task": "rerank",
+            "metric": "ndcg@10",
+            "items": {"calibration": 160, "search": 600, "certification": 2400},
+        },
         "notes": ["The machine was shared: 2 of 3 timing rounds were repeated because their noise was above 3%."],
-        "versions": {"autoquant": "0.1.0", "torch": "2.9.1", "transformers": "5.0.0", "optuna": "5.0.0",
-                     "python": "3.11.7"},
+        "versions": {
+            "autoquant": "0.1.0",
+            "torch": "2.9.1",
+            "transformers": "5.0.0",
+            "optuna": "5.0.0",
+            "python": "3.11.7",
+        },
     }
 
 
 def _layers(blocks: int) -> list[dict[str, Any]]:
     dice = random.Random(7)
-    made = [_layer(dice, "bert.embeddings.word_embeddings", "embedding", 30522, WIDTH, 1.4),
-            _layer(dice, "bert.embeddings.position_embeddings", "embedding", 512, WIDTH, 0.2)]
+    made = [
+        _layer(dice, "bert.embeddings.word_embeddings", "embedding", 30522, WIDTH, 1.4),
+        _layer(dice, "bert.embeddings.position_embeddings", "embedding", 512, WIDTH, 0.2),
+    ]
     for block in range(blocks):
         for name, out, into, weight in LINEARS:
             depth = 1.6 ** (block % 6)
@@ -132,16 +189,29 @@ def _layer(dice: random.Random, name: str, kind: str, out: int, into: int, weigh
         size[scheme] = params * (4 if scheme == "float32" else 2 if scheme in FLOATS else 1) + scales
     scheme = next((one for one in (BEST, "int8-channel-sym") if one in schemes and scores[one] < 1.2e-4), "bfloat16")
     return {
-        "name": name, "kind": kind, "shape": [out, into], "params": params, "group": name, "scheme": scheme,
-        "why": "every int8 scheme costs more nats than its time is worth" if scheme == "bfloat16"
-               else f"fastest of {len(schemes)} whose score fits the allowance",
-        "weight_min": -dice.uniform(0.3, 1.2), "weight_max": dice.uniform(0.3, 1.2),
-        "weight_kurtosis": dice.uniform(0.1, 5), "channel_range_ratio": dice.uniform(1.3, 6),
+        "name": name,
+        "kind": kind,
+        "shape": [out, into],
+        "params": params,
+        "group": name,
+        "scheme": scheme,
+        "why": "every int8 scheme costs more nats than its time is worth"
+        if scheme == "bfloat16"
+        else f"fastest of {len(schemes)} whose score fits the allowance",
+        "weight_min": -dice.uniform(0.3, 1.2),
+        "weight_max": dice.uniform(0.3, 1.2),
+        "weight_kurtosis": dice.uniform(0.1, 5),
+        "channel_range_ratio": dice.uniform(1.3, 6),
         "input_absmax": None if kind == "embedding" else outlier * dice.uniform(0.8, 1.6),
         "outlier_ratio": None if kind == "embedding" else outlier,
-        "scores": scores, "sqnr_db": sqnr, "ms": ms, "bytes": size,
-        "ms_saved": ms["float32"] - ms[scheme], "bytes_saved": size["float32"] - size[scheme],
-        "score": scores[scheme], "sqnr": sqnr[scheme],
+        "scores": scores,
+        "sqnr_db": sqnr,
+        "ms": ms,
+        "bytes": size,
+        "ms_saved": ms["float32"] - ms[scheme],
+        "bytes_saved": size["float32"] - size[scheme],
+        "score": scores[scheme],
+        "sqnr": sqnr[scheme],
     }
 
 
@@ -157,16 +227,22 @@ def _harm(scheme: str, outlier: float) -> float:
 def _speed(scheme: str) -> float:
     if scheme in FLOATS:
         return {"float32": 3.0, "bfloat16": 1.9, "float16": 2.0}[scheme]
-    return {"": 2.2, "/a8-token": 1.1, "/a8-tensor": 1.08, "/a8-tensor-static": 1.04}[scheme[scheme.find("/"):]
-                                                                                     if "/" in scheme else ""]
+    return {"": 2.2, "/a8-token": 1.1, "/a8-tensor": 1.08, "/a8-tensor-static": 1.04}[
+        scheme[scheme.find("/") :] if "/" in scheme else ""
+    ]
 
 
 def _search() -> dict[str, Any]:
     dice = random.Random(3)
-    seeds = [("float32", 41.8, 90.87, 0.0), ("bfloat16", 27.9, 45.44, 0.0002), ("float16", 29.0, 45.44, 0.0001),
-             ("uniform int8-channel-sym", 31.2, 23.0, 0.0009), (f"uniform {BEST}", 19.2, 23.0, 0.0121),
-             ("uniform int8-tensor-sym/a8-tensor", 18.6, 22.8, 0.0610),
-             ("uniform int8-tensor-sym/a8-tensor-static", 18.1, 22.8, 0.214)]
+    seeds = [
+        ("float32", 41.8, 90.87, 0.0),
+        ("bfloat16", 27.9, 45.44, 0.0002),
+        ("float16", 29.0, 45.44, 0.0001),
+        ("uniform int8-channel-sym", 31.2, 23.0, 0.0009),
+        (f"uniform {BEST}", 19.2, 23.0, 0.0121),
+        ("uniform int8-tensor-sym/a8-tensor", 18.6, 22.8, 0.0610),
+        ("uniform int8-tensor-sym/a8-tensor-static", 18.1, 22.8, 0.214),
+    ]
     candidates: list[dict[str, Any]] = []
     for label, ms, megabytes, drop in seeds:
         candidates.append({"label": label, "origin": "enqueued", "ms": ms, "bytes": int(megabytes * 1e6), "drop": drop})
@@ -174,8 +250,15 @@ def _search() -> dict[str, Any]:
         speed = dice.uniform(0, 1)
         drop = 0.0005 + 0.012 * speed**2.2 + dice.gauss(0, 0.0011)
         megabytes = 23.2 + 16 * (1 - speed) ** 1.5 + dice.uniform(0, 1)
-        candidates.append({"label": f"proposal {number + 1}", "origin": "surrogate", "ms": 27 - 8 * speed,
-                           "bytes": int(megabytes * 1e6), "drop": drop})
+        candidates.append(
+            {
+                "label": f"proposal {number + 1}",
+                "origin": "surrogate",
+                "ms": 27 - 8 * speed,
+                "bytes": int(megabytes * 1e6),
+                "drop": drop,
+            }
+        )
     candidates[20].update(label="int8 on 38", ms=19.9, bytes=23_710_000, drop=0.0031, shipped=True, certified="PASS")
     candidates[30].update(drop=None, state="FAIL", reason="out of memory at batch 32; 16 was tried as well")
     for number, one in enumerate(candidates):
@@ -185,11 +268,23 @@ def _search() -> dict[str, Any]:
         one.setdefault("reason", "the budget was excluded after 192 items" if one["state"] == "PRUNED" else None)
         one.setdefault("certified", None)
         one.setdefault("shipped", False)
-        one.update(number=number, base_dtype="float32" if one["label"] == "float32" else "bfloat16",
-                   divergence=observed,
-                   predicted_divergence=None if observed is None else observed * dice.uniform(0.85, 1.2),
-                   saving=41.8 - one["ms"], feasible=None if drop is None else drop <= 0.01,
-                   on_front=drop is not None and not any(
-                       other["ms"] < one["ms"] and (other["drop"] or 9) <= drop for other in candidates))
-    return {"trials": len(candidates), "full_evaluations": 22, "items_evaluated": 15_872, "seconds": 303.5, "failed": 1,
-            "objective": "latency", "seed": 0, "candidates": candidates}
+        one.update(
+            number=number,
+            base_dtype="float32" if one["label"] == "float32" else "bfloat16",
+            divergence=observed,
+            predicted_divergence=None if observed is None else observed * dice.uniform(0.85, 1.2),
+            saving=41.8 - one["ms"],
+            feasible=None if drop is None else drop <= 0.01,
+            on_front=drop is not None
+            and not any(other["ms"] < one["ms"] and (other["drop"] or 9) <= drop for other in candidates),
+        )
+    return {
+        "trials": len(candidates),
+        "full_evaluations": 22,
+        "items_evaluated": 15_872,
+        "seconds": 303.5,
+        "failed": 1,
+        "objective": "latency",
+        "seed": 0,
+        "candidates": candidates,
+    }

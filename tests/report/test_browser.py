@@ -26,8 +26,16 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on PATH"),
 ]
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
-    "--disable-background-networking", "--disable-sync", "--enable-logging=stderr", "--window-size=1366,768",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--window-size=1366,768",
 )
 PROBE = """
 <script>
@@ -81,7 +89,10 @@ def _visit(report: dict[str, Any], folder: Path, *flags: str) -> dict[str, Any]:
     assert BROWSER is not None
     done = subprocess.run(
         [BROWSER, *FLAGS, f"--user-data-dir={folder / 'profile'}", *flags, "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=90, check=True,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
     )
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not said, said

@@ -9,8 +9,18 @@ from autoquant.report import humanize
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.01234, "0.0123"), (1.2, "1.20"), (9.996, "10.0"), (12.34, "12.3"), (123.4, "123"), (1234.0, "1,230"), (0, "0"),
-     (-0.5, "−0.500"), (None, "–"), (float("nan"), "–")],
+    [
+        (0.01234, "0.0123"),
+        (1.2, "1.20"),
+        (9.996, "10.0"),
+        (12.34, "12.3"),
+        (123.4, "123"),
+        (1234.0, "1,230"),
+        (0, "0"),
+        (-0.5, "−0.500"),
+        (None, "–"),
+        (float("nan"), "–"),
+    ],
 )
 def test_three_significant_digits(value: float | None, text: str) -> None:
     assert humanize.significant(value) == text
@@ -35,8 +45,15 @@ def test_seconds(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "towards", "text"),
-    [(0.0041, "up", "0.0041"), (0.00411, "up", "0.0042"), (0.00419, "down", "0.0041"), (0.01, "nearest", "0.0100"),
-     (0.01002, "nearest", "0.01002"), (0.0, "nearest", "0.0000"), (-0.0012, "nearest", "−0.0012")],
+    [
+        (0.0041, "up", "0.0041"),
+        (0.00411, "up", "0.0042"),
+        (0.00419, "down", "0.0041"),
+        (0.01, "nearest", "0.0100"),
+        (0.01002, "nearest", "0.01002"),
+        (0.0, "nearest", "0.0000"),
+        (-0.0012, "nearest", "−0.0012"),
+    ],
 )
 def test_a_drop_is_rounded_as_its_sentence_needs(value: float, towards: str, text: str) -> None:
     assert humanize.drop(value, 0.01, False, towards) == text

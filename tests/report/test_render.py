@@ -27,16 +27,39 @@ def test_the_sentence_leads_the_page() -> None:
 
 
 def test_a_sentence_that_is_given_is_used() -> None:
-    assert "PASS: as the pipeline wrote it." in _text(render_html({**sample.full(), "sentence":
-                                                                   "PASS: as the pipeline wrote it."}))
+    assert "PASS: as the pipeline wrote it." in _text(
+        render_html({**sample.full(), "sentence": "PASS: as the pipeline wrote it."})
+    )
 
 
 def test_numbers_are_the_reports() -> None:
     text = _text(render_html(sample.full()))
-    for shown in ("41.8 ms", "27.9 ms", "19.9 ms", "± 0.29", "2.10× as fast", "1.50× as fast", "90.9 MB", "23.7 MB",
-                  "0.26×", "298 MB", "0.7412", "0.7411", "0.7400", "0.0041", "budget 0.01", "2,400 queries",
-                  "AMD EPYC 9654", "16 threads", "9c1f0b7de2a34856", "torch 2.9.1", "seed 0", "15,872 items evaluated",
-                  "22.7 M parameters", "two rows: scales would cost more than int8 saves"):
+    for shown in (
+        "41.8 ms",
+        "27.9 ms",
+        "19.9 ms",
+        "± 0.29",
+        "2.10× as fast",
+        "1.50× as fast",
+        "90.9 MB",
+        "23.7 MB",
+        "0.26×",
+        "298 MB",
+        "0.7412",
+        "0.7411",
+        "0.7400",
+        "0.0041",
+        "budget 0.01",
+        "2,400 queries",
+        "AMD EPYC 9654",
+        "16 threads",
+        "9c1f0b7de2a34856",
+        "torch 2.9.1",
+        "seed 0",
+        "15,872 items evaluated",
+        "22.7 M parameters",
+        "two rows: scales would cost more than int8 saves",
+    ):
         assert shown in text, shown
 
 
@@ -119,8 +142,25 @@ def test_the_fewest_keys_are_enough() -> None:
     layer = {"name": "fc", "kind": "linear", "shape": [2, 2], "params": 4, "scores": {"int8-channel-sym": 1e-5}}
     render_html({"title": "t", "created": "now", "layers": [layer]})
     report = sample.full()
-    for key in ("search", "certification", "peak_memory_bytes", "latency_noise_ms", "load", "files", "notes", "skipped",
-                "stages", "versions", "hardware", "runtime", "threads", "shape", "profile", "model", "task"):
+    for key in (
+        "search",
+        "certification",
+        "peak_memory_bytes",
+        "latency_noise_ms",
+        "load",
+        "files",
+        "notes",
+        "skipped",
+        "stages",
+        "versions",
+        "hardware",
+        "runtime",
+        "threads",
+        "shape",
+        "profile",
+        "model",
+        "task",
+    ):
         del report[key]
     render_html(report)
 

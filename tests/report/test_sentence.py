@@ -50,9 +50,9 @@ def test_a_difference_within_the_noise_is_no_gain() -> None:
 
 
 def test_fail_names_what_is_shipped_instead() -> None:
-    text = sentence(_report(
-        {"drop": 0.0153, "lower_bound": 0.01129, "upper_bound": 0.0201}, verdict="FAIL", shipped="half"
-    ))
+    text = sentence(
+        _report({"drop": 0.0153, "lower_bound": 0.01129, "upper_bound": 0.0201}, verdict="FAIL", shipped="half")
+    )
     assert text == (
         "FAIL: with int8 on 38 of 40 layers, nDCG@10 drops by 0.0153, and with 95% confidence by more than 0.0112 "
         "(budget 0.01, 2,400 queries never seen by the search). Shipped instead: bfloat16, which runs 1.50× as fast as "
@@ -75,18 +75,20 @@ def test_quantizing_that_does_not_pay_is_said() -> None:
 
 
 def test_inconclusive_says_how_many_items_would_settle_it() -> None:
-    text = sentence(_report(
-        {"drop": 0.0052, "upper_bound": 0.0131, "needed": 4100}, verdict="INCONCLUSIVE", shipped="half"
-    ))
+    text = sentence(
+        _report({"drop": 0.0052, "upper_bound": 0.0131, "needed": 4100}, verdict="INCONCLUSIVE", shipped="half")
+    )
     assert text.startswith("INCONCLUSIVE: with int8 on 38 of 40 layers, nDCG@10 drops by 0.0052, but at 95% confidence")
     assert "could drop by up to 0.0131" in text
     assert "About 4,100 queries would settle it. Shipped instead: bfloat16" in text
 
 
 def test_inconclusive_above_the_budget_names_the_lower_bound() -> None:
-    text = sentence(_report(
-        {"drop": 0.0121, "lower_bound": 0.0071, "upper_bound": 0.02}, verdict="INCONCLUSIVE", shipped="quantized"
-    ))
+    text = sentence(
+        _report(
+            {"drop": 0.0121, "lower_bound": 0.0071, "upper_bound": 0.02}, verdict="INCONCLUSIVE", shipped="quantized"
+        )
+    )
     assert "could drop by as little as 0.0071" in text
     assert "More data would settle it. The quantized checkpoint is written, but it is not certified." in text
 
@@ -98,8 +100,14 @@ def test_without_confidence_the_point_estimate_is_named() -> None:
 
 
 PERPLEXITY = {
-    "name": "perplexity", "higher_is_better": False, "float": 23.17, "quantized": 23.26, "drop": 0.004,
-    "upper_bound": 0.0089, "lower_bound": 0.001, "item": "chunk",
+    "name": "perplexity",
+    "higher_is_better": False,
+    "float": 23.17,
+    "quantized": 23.26,
+    "drop": 0.004,
+    "upper_bound": 0.0089,
+    "lower_bound": 0.001,
+    "item": "chunk",
 }
 
 
@@ -132,10 +140,15 @@ def test_a_profile_has_a_sentence_too() -> None:
 @pytest.mark.parametrize("shipped", ["quantized", "half", "float32"])
 @pytest.mark.parametrize("confidence", [0.95, None])
 @pytest.mark.parametrize("bound", [0.004, 0.02, None])
-def test_every_combination_reads_as_one_clean_text(verdict: str, shipped: str, confidence: float | None,
-                                                   bound: float | None) -> None:
-    report = _report({"confidence": confidence, "upper_bound": bound, "lower_bound": bound}, verdict=verdict,
-                     shipped=shipped, latency_ms={"float32": 40.0, "half": 20.0, "quantized": None})
+def test_every_combination_reads_as_one_clean_text(
+    verdict: str, shipped: str, confidence: float | None, bound: float | None
+) -> None:
+    report = _report(
+        {"confidence": confidence, "upper_bound": bound, "lower_bound": bound},
+        verdict=verdict,
+        shipped=shipped,
+        latency_ms={"float32": 40.0, "half": 20.0, "quantized": None},
+    )
     text = sentence(report)
     assert text.startswith(verdict) and text.endswith(".")
     for ugly in ("None", "nan", "  ", "..", ",.", " ,", ",,", "–"):

@@ -26,9 +26,21 @@ def test_it_says_the_verdict_the_figures_and_what_to_do_next() -> None:
     report = sample.full()
     screen = _screen(report, "runs/minilm")
     assert sentence(report) in " ".join(screen.split())
-    for shown in ("float32", "bfloat16", "quantized", "0.7400", "19.9 ms", "2.10×", "23.7 MB", "298 MB",
-                  "int8-channel-sym/a8-token on 34 layers", "runs/minilm/checkpoint/", "runs/minilm/layer_map.yaml",
-                  'model = load("checkpoint/")', "python -m webbrowser runs/minilm/report.html"):
+    for shown in (
+        "float32",
+        "bfloat16",
+        "quantized",
+        "0.7400",
+        "19.9 ms",
+        "2.10×",
+        "23.7 MB",
+        "298 MB",
+        "int8-channel-sym/a8-token on 34 layers",
+        "runs/minilm/checkpoint/",
+        "runs/minilm/layer_map.yaml",
+        'model = load("checkpoint/")',
+        "python -m webbrowser runs/minilm/report.html",
+    ):
         assert shown in screen, shown
 
 

@@ -116,8 +116,9 @@ def _tradeoff(report: dict[str, Any], key: str, title: str, x_title: str, unit: 
         budget=y.at(budget["drop"]),
         budget_text=f"budget {humanize.budget(budget['drop'], budget['relative'])}",
         x_ticks=tuple(Tick(x.at(value), f"{value:.6g}") for value in ticks(x.low, x.high, 7)),
-        y_ticks=tuple(Tick(y.at(value), f"{value * scale:.6g}".replace("-", humanize.MINUS))
-                      for value in ticks(y.low, y.high, 5)),
+        y_ticks=tuple(
+            Tick(y.at(value), f"{value * scale:.6g}".replace("-", humanize.MINUS)) for value in ticks(y.low, y.high, 5)
+        ),
         missing=len(candidates) - len(drawn),
     )
 
@@ -145,8 +146,10 @@ def _point(one: dict[str, Any], x: float, y: Axis, report: dict[str, Any]) -> Po
         f"{humanize.ms(one['ms'])} · {humanize.size(one['bytes'])}",
     ]
     if one.get("divergence") is not None:
-        tip.append(f"divergence {humanize.score(one['divergence'])}, "
-                   f"predicted {humanize.score(one.get('predicted_divergence'))}")
+        tip.append(
+            f"divergence {humanize.score(one['divergence'])}, "
+            f"predicted {humanize.score(one.get('predicted_divergence'))}"
+        )
     tip += [str(one[key]) for key in ("reason",) if one.get(key)]
     uniform = one.get("origin") == "enqueued" and not one.get("shipped")
     return Point(x, y.at(one["drop"]), mark + ("-uniform" if uniform else ""), one["drop"] > y.high, "\n".join(tip))
