@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from autoquant import artifacts
 from autoquant.certify.judge import judge
@@ -138,7 +139,7 @@ def measure(session: Session, name: str, path: Path | None) -> dict[str, Any]:
 
 
 def _measure_here(session: Session, name: str, path: Path | None, folder: Path) -> dict[str, Any]:
-    model = session.model if path is None else load(path, model=copy.deepcopy(session.model), runtime=session.runtime)
+    model = session.model if path is None else _opened_here(session, path)
     reference = None if path is None else torch.from_numpy(np.load(folder / "float32.npz")["reduced"])
     found = evaluate_split(
         model, session.task, "certification", batch_size=session.settings.eval_batch_size, reference=reference,
@@ -154,16 +155,16 @@ def _measure_here(session: Session, name: str, path: Path | None, folder: Path) 
     }
 
 
+def _opened_here(session: Session, path: Path) -> nn.Module:
+    loaded = load(path, model=copy.deepcopy(session.model), runtime=session.runtime)
+    return session.runtime.whole(loaded, session.task.example(session.batch_size, session.seq_len))
+
+
 def _latencies(session: Session, paths: Mapping[str, Path | None]) -> dict[str, Any]:
     """End-to-end ms of the checkpoints, in turns in one fresh process."""
     if session.module is not None:
         example = session.task.example(session.batch_size, session.seq_len)
-        models = {
-            name: session.model
-            if path is None
-            else load(path, model=copy.deepcopy(session.model), runtime=session.runtime)
-            for name, path in paths.items()
-        }
+        models = {n: session.model if path is None else _opened_here(session, path) for n, path in paths.items()}
         found = time_models(
             {name: forward_call(model, session.task, example) for name, model in models.items()}, rounds=25
         )
@@ -190,7 +191,12 @@ def _model_item(session: Session, path: Path | None) -> dict[str, Any]:
     """How the fresh process opens a model: a checkpoint folder, or the float model with its transformers class."""
     trust = session.settings.trust_remote_code
     if path is not None:
-        return {"path": str(path.resolve()), "trust_remote_code": trust, "device": session.settings.device}
+        return {
+            "path": str(path.resolve()),
+            "trust_remote_code": trust,
+            "device": session.settings.device,
+            "runtime": session.settings.runtime,
+        }
     return {"path": str(session.loaded.path), "float": True, "trust_remote_code": trust}
 
 

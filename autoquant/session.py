@@ -134,7 +134,16 @@ class Session:
 
     @cached_property
     def runtime(self) -> Runtime:
-        return RUNTIMES[self.settings.runtime]()
+        kind = RUNTIMES[self.settings.runtime]
+        if reason := kind.missing():
+            raise UsageError(reason)
+        return kind()
+
+    @cached_property
+    def base_dtypes(self) -> tuple[str, ...]:
+        """Those of the space that the runtime computes in, and float32, which everything is compared with."""
+        usable = (base for base in self.space.base_dtypes if self.runtime.cannot_compute(base) is None)
+        return tuple(dict.fromkeys(("float32", *usable)))
 
     @cached_property
     def space(self) -> Space:

@@ -43,10 +43,10 @@ def make_evaluate(
     session.progress.say(f"  about {minutes:.0f} more minutes if all {s.trials} trials are needed")
     normal = stats.norm.ppf(budget.confidence) if budget.confidence else 0.0
     example = task.example(session.batch_size, session.seq_len)
-    anchor = forward_call(session.model, task, example)
+    anchor = forward_call(session.runtime.whole(session.model, example), task, example)
 
     def evaluate(base_dtype: str, layers: dict[str, str]) -> Outcome:
-        model = session.assembler.assemble(layers, base_dtype)
+        model = session.assembler.served(layers, base_dtype, example)
         sums = [0.0, 0]
 
         def compare(number: int, output: torch.Tensor, batch: Any) -> None:

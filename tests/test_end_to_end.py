@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -63,6 +64,25 @@ def run(workplace: Path, model: Path, data: Path) -> Path:
     out = workplace / "run"
     assert main(arguments(model, data, out)) == 0
     return out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="the extra [openvino] is not installed")
+def test_the_main_job_on_another_runtime(model: Path, data: Path, tmp_path: Path) -> None:
+    assert main(arguments(model, data, tmp_path / "run", "--runtime", "openvino", "--quiet")) == 0
+    price = json.loads((tmp_path / "run" / "price.json").read_text())
+    assert price["runtime"] == "openvino" and "OpenVINO" in price["hardware"]
+    assert (
+        main(["export", str(tmp_path / "run" / "checkpoint"), "--format", "openvino", "--out", str(tmp_path / "ir")])
+        == 0
+    )
+    answers = []
+    for folder, options in ((tmp_path / "run" / "checkpoint", {"runtime": "openvino"}), (tmp_path / "ir", {})):
+        served = autoquant.load(folder, **options)
+        assert type(served).__name__ == "OpenVINOModel"
+        ids = torch.arange(4, 30).reshape(2, 13)
+        tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        answers.append(served(**tokens).logits)
+    assert torch.equal(*answers)
 
 
 def read(run: Path) -> dict:

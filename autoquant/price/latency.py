@@ -45,7 +45,7 @@ def measure_price(
     start = time.perf_counter()
     device = next(model.parameters()).device
     example = to_device(task.example(batch_size, seq_len), device)
-    floats = {base: forward_call(assembler.assemble({}, base), task, example) for base in base_dtypes}
+    floats = {base: forward_call(assembler.served({}, base, example), task, example) for base in base_dtypes}
     model_ms = _time_bases(floats, max_seconds / 4)
     reference = model_ms.get("float32", min(model_ms.values()))
     searched = [base for base in base_dtypes if model_ms[base] <= HOPELESS * reference]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +54,15 @@ class Assembler:
                 current[layer.name] = wanted
         return model
 
+    def served(self, layers: Mapping[str, str], base_dtype: str, example: Mapping[str, Any]) -> nn.Module:
+        """The model under this map as the runtime serves it: what is evaluated and timed. As short-lived as `assemble`'s."""
+        return self.runtime.whole(self.assemble(layers, base_dtype), example)
+
     def module(self, layer: Layer, scheme_name: str, base_dtype: str) -> nn.Module:
         """The module that runs `scheme_name` for this layer in a model of `base_dtype`; built once."""
         if base_dtype not in self._copies:
             self._make_copy(base_dtype)
-        if scheme_name == base_dtype:
+        if scheme_name == base_dtype and not self.runtime.compiles:
             return self._floats[base_dtype, layer.name]
         key = (layer.name, scheme_name, base_dtype)
         if key not in self._modules:

@@ -27,6 +27,10 @@ class Runtime(ABC):
     def supports(self, layer: Layer, scheme: Scheme) -> str | None:
         """None if the runtime can run `scheme` on `layer`, otherwise the reason it cannot."""
 
+    def cannot_compute(self, dtype: str) -> str | None:
+        """None if floats can be computed in `dtype` here, otherwise the reason not. Slowness is none: that is measured."""
+        return None
+
     @abstractmethod
     def build(
         self,

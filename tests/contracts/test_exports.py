@@ -227,8 +227,17 @@ def test_it_says_what_it_needs(kind: Export, tmp_path: Path) -> None:
         loaded(attention_mask=torch.ones(1, 4))
     with pytest.raises(UsageError, match="does not take 'inputs_embeds'"):
         loaded(**batch("bert", 1, 4), inputs_embeds=torch.ones(1))
+    with pytest.raises(UsageError, match="cannot run this batch"):
+        loaded(**{name: torch.ones((1, 4, 2), dtype=torch.long) for name in batch("bert", 1, 4)})
     with pytest.raises(UsageError, match="cannot be run with torch"):
         load(tmp_path / "out", runtime="torch")
+
+
+def test_tied_codes_are_stored_once(kind: Export, tmp_path: Path) -> None:
+    _, folder = make(tmp_path, "gpt2", kind, "float32")
+    export(folder, kind.name, tmp_path / "out")
+    sizes = [item.size for item in CONSTANTS[kind.name](tmp_path / "out") if item.dtype == np.int8]
+    assert sizes.count(132 * tiny.WIDTH) == (1 if kind.name == "openvino" else 2)  # onnx_constants gives each twice
 
 
 @pytest.mark.parametrize("name", EXPORTS)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoquant.errors import CheckpointError, UsageError
+from autoquant.errors import CheckpointError, ModelError, UsageError
 
 INSTALL = "pip install 'autoquant-search[onnx]'"
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -83,4 +83,7 @@ class Session:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         arrays = {name: tensor.detach().numpy() for name, tensor in zip(self.inputs, inputs, strict=True)}
-        return [torch.from_numpy(value) for value in self.session.run(None, arrays)]
+        try:
+            return [torch.from_numpy(value) for value in self.session.run(None, arrays)]
+        except Exception as error:  # as above
+            raise ModelError(f"ONNX Runtime cannot run this batch: {str(error).strip().splitlines()[0]}") from error

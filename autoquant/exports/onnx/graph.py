@@ -32,6 +32,7 @@ class LayerWriter:
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
         self._quantized: dict[tuple[Any, ...], tuple[str, str | None]] = {}
+        self._tables: dict[int, str] = {}
         self._layer = ""
         self._count = self._rank = 0
 
@@ -69,12 +70,17 @@ class LayerWriter:
         if isinstance(weight, Tensor):
             return self._keep("weight", weight.float().t() if shape is None else weight.float().reshape(shape))
         channels = (-1,) if shape is None else (-1, *[1] * (len(shape) - 1))
-        codes = weight.values.t() if shape is None else weight.values.reshape(shape)
-        values = self._do("Cast", self._keep("weight", codes), to=FLOAT)
+        codes = self._codes(weight.values) if shape is None else self._keep("weight", weight.values.reshape(shape))
+        values = self._do("Cast", codes, to=FLOAT)
         if weight.zero_point is not None:
             zeros = self._keep("weight_zero_point", weight.zero_point.reshape(channels))
             values = self._do("Sub", values, self._do("Cast", zeros, to=FLOAT))
         return self._do("Mul", values, self._keep("weight_scale", weight.scale.float().reshape(channels)))
+
+    def _codes(self, values: Tensor) -> str:
+        """Codes (in, out). Those that an embedding has stored as (out, in) are not stored again."""
+        table = self._tables.get(values.data_ptr())
+        return self._keep("weight", values.t()) if table is None else self._do("Transpose", table, perm=[1, 0])
 
     def _stored(self, weight: QuantizedTensor) -> list[str]:
         """Names of codes (in, out), scale and, if there is one, zero point, each (out,) or a scalar."""
@@ -140,7 +146,8 @@ class LayerWriter:
         weight = t.weight
         if isinstance(weight, Tensor):
             return self._do("Cast", self._do("Gather", self._keep("weight", weight), ids), to=FLOAT)
-        rows = self._do("Cast", self._do("Gather", self._keep("weight", weight.values), ids), to=FLOAT)
+        table = self._tables.setdefault(weight.values.data_ptr(), self._keep("weight", weight.values))
+        rows = self._do("Cast", self._do("Gather", table, ids), to=FLOAT)
         if weight.zero_point is not None:
             zeros = self._do("Gather", self._keep("weight_zero_point", weight.zero_point.reshape(-1, 1)), ids)
             rows = self._do("Sub", rows, self._do("Cast", zeros, to=FLOAT))

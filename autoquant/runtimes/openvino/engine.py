@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoquant.errors import CheckpointError, UsageError
+from autoquant.errors import CheckpointError, ModelError, UsageError
 
 INSTALL = "pip install 'autoquant-search[openvino]'"
 
@@ -110,9 +110,12 @@ class Compiled:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         held = [tensor.detach().contiguous() for tensor in inputs]  # alive until the request is done
-        for number, tensor in enumerate(held):
-            self.request.set_input_tensor(number, _shared(tensor))
-        self.request.infer()
+        try:
+            for number, tensor in enumerate(held):
+                self.request.set_input_tensor(number, _shared(tensor))
+            self.request.infer()
+        except RuntimeError as error:
+            raise ModelError(f"OpenVINO cannot run this batch: {str(error).strip().splitlines()[-1]}") from error
         return [_copied(self.request.get_output_tensor(number)) for number in range(len(self.model.outputs))]
 
     def operations(self) -> list[dict[str, str]]:

@@ -44,8 +44,11 @@ class OpenVINORuntime(PortableRuntime):
     def __init__(self) -> None:
         engine.openvino()  # an error now, not at the first layer
 
+    def cannot_compute(self, dtype: str) -> str | None:
+        return engine.cannot_compute(dtype)
+
     def supports(self, layer: Layer, scheme: Scheme) -> str | None:
-        if scheme.dtype is not None and (reason := engine.cannot_compute(scheme.dtype)):
+        if scheme.dtype is not None and (reason := self.cannot_compute(scheme.dtype)):
             return reason
         if scheme.input is not None and scheme.weights is not None and not scheme.weights.symmetric:
             return "OpenVINO multiplies int8 inputs with symmetric weights only"
