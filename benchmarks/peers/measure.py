@@ -85,7 +85,7 @@ def measure(
                     say(f"{model.name} {shape.name} {threads} threads, {name}: ready in {found['load_seconds']:.0f} s")
                 except FailedError as error:
                     rows[name]["note"] = str(error)
-                if held > setting.memory:
+                if held > setting.memory and name != REFERENCE:
                     break
             time_in_turns(setting, workers, rows)
         finally:
