@@ -1,6 +1,6 @@
 """torchao's int8 configurations, compiled as its documentation asks for.
 
-Saved as a pickled module and not through transformers: weights that are mapped from a safetensors file are not aligned, and
+Saved as a pickled module and not through transformers: weights that are mapped from a safetensors file are probably not aligned, and
 torch's kernel for int8 weights then ends the process (torch 2.13, torchao 0.18).
 """
 
