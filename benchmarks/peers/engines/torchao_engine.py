@@ -1,7 +1,7 @@
 """torchao's int8 configurations, compiled as its documentation asks for.
 
-Saved as a pickled module and not through transformers: weights that are mapped from a safetensors file are probably not aligned, and
-torch's kernel for int8 weights then ends the process (torch 2.13, torchao 0.18).
+Saved as a pickled module and not through transformers: with weights from a safetensors file torch's kernel for int8 weights
+ends the process (torch 2.13, torchao 0.18), probably because these are not aligned.
 """
 
 from __future__ import annotations
