@@ -120,6 +120,20 @@ def test_another_map_on_the_same_model_is_lowered_anew(tmp_path: Path) -> None:
     assert torch.equal(output(model, batch), float_output)
 
 
+@pytest.mark.parametrize("kind", ["vit", "gpt2"])
+def test_another_map_exchanges_layers_that_are_part_of_the_graph_too(kind: str, tmp_path: Path) -> None:
+    """A graph captured with float convolutions (Conv1D) must not serve the map that makes them int8."""
+    model, assembler, _ = assembled(kind, tmp_path / "m", "float32", ("float32",))
+    batch = inputs(kind, 2, 6)
+    float_output, _ = judged(model, batch)
+    inner = [layer.name for layer in inspect(assembler.model).layers if layer.kind in ("conv2d", "conv1d")]
+    assert inner
+    for scheme in (INT8, "int8-tensor-sym"):
+        assembler.assemble(dict.fromkeys(inner, scheme), "float32")
+        quantized, eager = judged(model, batch)
+        assert (quantized - eager).norm() < 0.3 * (float_output - eager).norm()
+
+
 def test_joined_layers_share_one_memory_with_their_modules(tmp_path: Path) -> None:
     model, *_ = assembled("llama", tmp_path / "m", "float32", (INT8,))
     before = output(model, inputs("llama", 2, 6))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
 from torch.utils._pytree import TreeSpec
+from transformers.pytorch_utils import Conv1D
 
 from autoquant.runtimes.torch_runtime import FloatLayer, Int8Conv2d, Int8Embedding, Int8Linear
 
@@ -55,6 +56,8 @@ class Captured:
     module: fx.GraphModule
     inputs: dict[str, tuple[Size, ...]]
     outputs: TreeSpec
+    inlined: tuple[nn.Module, ...]
+    """Modules that a layer map may exchange and that are part of the graph: it holds only while the model has these."""
 
     def fits(self, inputs: Mapping[str, Any]) -> bool:
         """Whether the graph holds for tensors of these shapes: what it took for constants or for equal must be so."""
@@ -91,7 +94,13 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Captured:
     with _marked(model), _quiet(), torch.no_grad():
         program = export(model, (), example, dynamic_shapes=dynamic, strict=False)
         module = program.module(check_guards=False)
-    return Captured(module, _sizes(program, tensors), program.call_spec.out_spec)
+    return Captured(module, _sizes(program, tensors), program.call_spec.out_spec, inlined(model))
+
+
+def inlined(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers of `model` that no opaque node stands for: convolutions, and GPT-2's Conv1D."""
+    kinds = (Int8Conv2d, FloatLayer, nn.Conv2d, Conv1D)
+    return tuple(m for name, m in model.named_modules() if isinstance(m, kinds) and _node_of(name, m) is None)
 
 
 def _sizes(program: Any, names: Mapping[str, Any]) -> dict[str, tuple[Size, ...]]:
@@ -138,8 +147,10 @@ def _marked(model: nn.Module) -> Iterator[None]:
 
 def _node_of(name: str, module: nn.Module):
     if isinstance(module, Int8Conv2d):
+        if module.linear.input is None:
+            return None
         width, kernel = module.linear.out_features, list(module.kernel_size)
-        return lambda x: torch.ops.autoquant.patches(x, name, width, kernel, x.dtype) if module.linear.input else None
+        return lambda x: torch.ops.autoquant.patches(x, name, width, kernel, x.dtype)
     if isinstance(module, FloatLayer) and module.kind == "conv2d":
         return None
     if isinstance(module, Int8Linear):

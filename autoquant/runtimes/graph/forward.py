@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from autoquant.runtimes.graph.capture import Captured, capture
+from autoquant.runtimes.graph.capture import Captured, capture, inlined
 from autoquant.runtimes.graph.lower import Lowered, lower
 from autoquant.runtimes.graph.replay import Plan, make_plan
 from autoquant.runtimes.native import avx512
@@ -87,6 +87,10 @@ class GraphForward:
         self.plans.clear()
 
     def _prepare(self, key: Key, inputs: dict[str, Any]) -> bool:
+        known = self.captured.get(key)
+        if known is not None and known.inlined != inlined(self.model):  # modules are equal only to themselves
+            del self.captured[key]
+            self.checked.discard(key)
         if key not in self.captured:
             try:
                 self.captured[key] = capture(self.model, inputs)
