@@ -126,29 +126,34 @@ class Int8Linear(nn.Module):
     @property
     def packed(self) -> avx512.PackedLinear | None:
         """The layer as the AVX-512 kernel reads it, which then has the only copy of the weight; None elsewhere."""
-        if self._packed is None and self.input is not None and self.weight.device.type == "cpu" and avx512.available():
+        if self._packed is None and self.weight.device.type == "cpu" and avx512.available():
             zero = None if self.zero_point is None else self.zero_point[:, None]
-            weight = QuantizedTensor(self.weight.t(), self.weight_scale[:, None], zero)
+            values = self.weight if self.input is None else self.weight.t()
+            weight = QuantizedTensor(values, self.weight_scale[:, None], zero)
             self._packed = avx512.PackedLinear.pack(weight, self.bias32, self.input, self.input_scale)
             self.weight = torch.empty(0, dtype=torch.int8)
         return self._packed
 
-    def _apply(self, fn, recurse: bool = True):  # .to(), .cuda(), …: these move the plain weight
+    def _unpack(self) -> None:
+        """Back to the plain weight, which is what moves to another device and what other kernels read."""
         if self._packed is not None:
-            self.weight, self._packed = self._packed.unpack().t().contiguous(), None
+            values, self._packed = self._packed.unpack(), None
+            self.weight = values if self.input is None else values.t().contiguous()
+
+    def _apply(self, fn, recurse: bool = True):  # .to(), .cuda(), …
+        self._unpack()
         return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> Tensor:
+        if avx512.runs(x) and (packed := self.packed) is not None:
+            return packed(x)
+        self._unpack()
         flat = x.reshape(-1, self.in_features)
         y = self._weight_only(flat) if self.input is None else self._integer(flat)
         return y.view(*x.shape[:-1], self.out_features)
 
     def _integer(self, x: Tensor) -> Tensor:
         assert self.input is not None
-        if avx512.runs(x) and (packed := self.packed) is not None:
-            return packed(x)
-        if self._packed is not None:
-            self.weight, self._packed = self._packed.unpack().t().contiguous(), None
         if x.device.type == "cpu" and native.available(x.dtype) and not x.requires_grad:
             codes, scales, sums = native.quantize_rows(
                 x.contiguous(),

@@ -3,6 +3,9 @@
  *
  * Linear: vpdpbusd multiplies unsigned by signed bytes. Weights are packed once as w + 128, and the sum of a row's codes
  * times (128 + zero point) is taken off the int32 sums: exact, and an asymmetric weight costs nothing more.
+ * An input that is not quantized (EXACT) is a 23-bit fixed-point number of its row, with a power of two as its scale: three
+ * digits to the base 256, three products. A bfloat16 keeps all its bits down to 2^-15 of the row's largest; and the weight is
+ * never expanded, so that few rows cost what it takes to read it.
  * Packed weight: panels of 64 outputs; in a panel, for each 4 inputs, 64 × 4 bytes (the last panel and the last 4 inputs are
  * padded with zeros). A 6 × 64 tile of sums stays in registers over all inputs and is scaled, biased, activated, added to
  * the residual and rounded once, on its way to memory. */
@@ -17,7 +20,8 @@
 #define INLINE static inline __attribute__((always_inline))
 enum { PANEL = 64, TILE = 6, CHUNK = 96 };
 enum { ACT_NONE, ACT_GELU, ACT_GELU_TANH, ACT_SILU, ACT_RELU, ACT_SWIGLU };
-enum { STATIC, PER_ROW, PER_TENSOR };
+enum { STATIC, PER_ROW, PER_TENSOR, EXACT };
+enum { DIGITS = 3 };
 
 int has_vnni(void) { return 1; }
 
@@ -99,7 +103,7 @@ typedef struct {
     const float *scale, *bias;  /* of each output, padded to a panel */
     const int32_t *shift;  /* 128 + zero point of each output, padded */
     int64_t inputs, outputs;
-    int32_t act, mode;  /* mode: STATIC, PER_ROW or PER_TENSOR scale of the input */
+    int32_t act, mode;  /* mode: STATIC, PER_ROW or PER_TENSOR scale of the input, or EXACT */
     float input_scale;  /* of STATIC */
 } Linear;
 
@@ -116,6 +120,7 @@ void pack_linear(const int8_t *weight, uint8_t *to, int64_t outputs, int64_t inp
 }
 
 typedef struct { int8_t *codes; float *scales; int32_t *sums; int64_t stride; } Rows; /* codes of a chunk of rows */
+INLINE int64_t parts_of(const Linear *l) { return l->mode == EXACT ? DIGITS : 1; } /* rows of codes of a row */
 
 INLINE float scale_of(float top) { return top > 0.0f ? top / 127.5f : (top == 0.0f ? 1.0f : NAN); }
 
@@ -148,11 +153,36 @@ INLINE void quantize_row(const void *x, int bf16, int64_t n, float scale, int8_t
     *sum = _mm512_reduce_add_epi32(total);
 }
 
+INLINE float exact_scale(float top) { /* the power of two that makes the largest at most 2^22 */
+    int exponent;
+    if (!(top > 0.0f)) return top == 0.0f ? 1.0f : NAN;
+    frexpf(top, &exponent);
+    return ldexpf(1.0f, exponent - 22 < -126 ? -126 : exponent - 22);
+}
+
+/* Three rows of codes, the lowest digit first: x / scale = c0 + 256 c1 + 65536 c2, each of -128 … 127. */
+INLINE void split_row(const void *x, int bf16, int64_t n, float scale, int8_t *codes, int64_t stride, int32_t *sums) {
+    const __m512 inverse = K(1.0f / scale);
+    __m512i totals[DIGITS] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int64_t i = 0; i < stride; i += 16) {
+        __m512i v = i < n ? _mm512_cvtps_epi32(_mm512_mul_ps(get(x, i, bf16, first(n - i)), inverse)) : _mm512_setzero_si512();
+        for (int d = 0; d < DIGITS; d++) {
+            const __m128i digit = _mm512_cvtepi32_epi8(v);
+            totals[d] = _mm512_add_epi32(totals[d], _mm512_cvtepi8_epi32(digit));
+            _mm_storeu_si128((__m128i *)(codes + d * stride + i), digit);
+            v = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
+        }
+    }
+    for (int d = 0; d < DIGITS; d++) sums[d] = _mm512_reduce_add_epi32(totals[d]);
+}
+
 typedef struct { const Linear *l; const float *scales; const int32_t *sums; const void *residual; void *y; int bf16; } Out;
 
-INLINE __m512 finish(const Linear *l, __m512i acc, int64_t c, __m512 scale, __m512i sum) {
-    const __m512i exact = _mm512_sub_epi32(acc, _mm512_mullo_epi32(sum, _mm512_loadu_si512(l->shift + c)));
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), _mm512_mul_ps(scale, _mm512_loadu_ps(l->scale + c)), _mm512_loadu_ps(l->bias + c));
+INLINE __m512 total(const Linear *l, __m512i acc, int64_t c, int32_t sum) {
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_mullo_epi32(_mm512_set1_epi32(sum), _mm512_loadu_si512(l->shift + c))));
+}
+INLINE __m512 finish(const Linear *l, __m512 total, int64_t c, __m512 scale) {
+    return _mm512_fmadd_ps(total, _mm512_mul_ps(scale, _mm512_loadu_ps(l->scale + c)), _mm512_loadu_ps(l->bias + c));
 }
 INLINE void store(const Out *o, int64_t row, int64_t c, int64_t width, __m512 f) {
     const __mmask16 k = first(width - c);
@@ -164,13 +194,22 @@ INLINE void store(const Out *o, int64_t row, int64_t c, int64_t width, __m512 f)
 INLINE void finish_row(const Out *o, int64_t r, int64_t row, int64_t c, __m512i a0, __m512i a1, __m512i a2, __m512i a3) {
     const Linear *l = o->l;
     const __m512 s = K(o->scales[r]);
-    const __m512i sum = _mm512_set1_epi32(o->sums[r]);
-    __m512 f0 = finish(l, a0, c, s, sum), f1 = finish(l, a1, c + 16, s, sum);
-    __m512 f2 = finish(l, a2, c + 32, s, sum), f3 = finish(l, a3, c + 48, s, sum);
-    store(o, row, c, l->outputs, activate(f0, l->act));
-    store(o, row, c + 16, l->outputs, activate(f1, l->act));
-    store(o, row, c + 32, l->outputs, activate(f2, l->act));
-    store(o, row, c + 48, l->outputs, activate(f3, l->act));
+    const __m512i sums[] = {a0, a1, a2, a3};
+    __m512 f[4];
+    for (int i = 0; i < 4; i++) f[i] = finish(l, total(l, sums[i], c + 16 * i, o->sums[r]), c + 16 * i, s);
+    for (int i = 0; i < 4; i++) store(o, row, c + 16 * i, l->outputs, activate(f[i], l->act));
+}
+/* The same of a row in three digits. */
+INLINE void finish_digits(const Out *o, int64_t r, int64_t row, int64_t c, const __m512i a[DIGITS][4]) {
+    const Linear *l = o->l;
+    const int32_t *sums = o->sums + r * DIGITS;
+    for (int i = 0; i < 4; i++) {
+        const int64_t at = c + 16 * i;
+        __m512 f = total(l, a[2][i], at, sums[2]);
+        f = _mm512_fmadd_ps(f, K(256.0f), total(l, a[1][i], at, sums[1]));
+        f = _mm512_fmadd_ps(f, K(256.0f), total(l, a[0][i], at, sums[0]));
+        store(o, row, at, l->outputs, activate(finish(l, f, at, K(o->scales[r])), l->act));
+    }
 }
 
 /* Assembler, because gcc spills the intrinsic's sums to the stack. */
@@ -179,6 +218,10 @@ INLINE void finish_row(const Out *o, int64_t r, int64_t row, int64_t c, __m512i 
 #define STEP(i) { const __m512i v = _mm512_set1_epi32(*(const int32_t *)(a + i * stride + q)); \
                   DOT(c##i##0, b0, v); DOT(c##i##1, b1, v); DOT(c##i##2, b2, v); DOT(c##i##3, b3, v); }
 #define DONE(i) finish_row(o, r + i, row + i, c, c##i##0, c##i##1, c##i##2, c##i##3);
+#define DONE_DIGITS(r, i0, i1, i2)                                                                                             \
+    { const __m512i a[DIGITS][4] = {{c##i0##0, c##i0##1, c##i0##2, c##i0##3}, {c##i1##0, c##i1##1, c##i1##2, c##i1##3},        \
+                                    {c##i2##0, c##i2##1, c##i2##2, c##i2##3}};                                                 \
+      finish_digits(o, r, row, c, a); }
 #define ROWS1(F) F(0)
 #define ROWS2(F) ROWS1(F) F(1)
 #define ROWS3(F) ROWS2(F) F(2)
@@ -186,8 +229,8 @@ INLINE void finish_row(const Out *o, int64_t r, int64_t row, int64_t c, __m512i 
 #define ROWS5(F) ROWS4(F) F(4)
 #define ROWS6(F) ROWS5(F) F(5)
 /* N rows × one panel: a are their codes, r and row the first one's number in the chunk and in y. */
-#define TILE_OF(N)                                                                                                             \
-    static void tile##N(const Out *o, const int8_t *a, int64_t stride, const uint8_t *b, int64_t inputs, int64_t r, int64_t row, \
+#define TILE_OF(NAME, N, END)                                                                                                            \
+    static void NAME(const Out *o, const int8_t *a, int64_t stride, const uint8_t *b, int64_t inputs, int64_t r, int64_t row,    \
                         int64_t c) {                                                                                           \
         ROWS##N(ZERO)                                                                                                          \
         for (int64_t q = 0; q < inputs; q += 4, b += 256) {                                                                    \
@@ -195,19 +238,117 @@ INLINE void finish_row(const Out *o, int64_t r, int64_t row, int64_t c, __m512i 
                           b3 = _mm512_load_si512(b + 192);                                                                     \
             ROWS##N(STEP)                                                                                                      \
         }                                                                                                                      \
-        ROWS##N(DONE)                                                                                                          \
+        END                                                                                                                    \
     }
-TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4) TILE_OF(5) TILE_OF(6)
-static void (*const tiles[])(const Out *, const int8_t *, int64_t, const uint8_t *, int64_t, int64_t, int64_t, int64_t) = {
-    0, tile1, tile2, tile3, tile4, tile5, tile6};
+TILE_OF(tile1, 1, ROWS1(DONE)) TILE_OF(tile2, 2, ROWS2(DONE)) TILE_OF(tile3, 3, ROWS3(DONE))
+TILE_OF(tile4, 4, ROWS4(DONE)) TILE_OF(tile5, 5, ROWS5(DONE)) TILE_OF(tile6, 6, ROWS6(DONE))
+TILE_OF(digits1, 3, DONE_DIGITS(r, 0, 1, 2))
+TILE_OF(digits2, 6, DONE_DIGITS(r, 0, 1, 2) row++; DONE_DIGITS(r + 1, 3, 4, 5))
+typedef void Tile(const Out *, const int8_t *, int64_t, const uint8_t *, int64_t, int64_t, int64_t, int64_t);
+static Tile *const tiles[] = {0, tile1, tile2, tile3, tile4, tile5, tile6}, *const digits[] = {0, digits1, digits2};
+
+/* ---- products of floats, for attention and for weights whose input is not quantized ---- */
+
+/* y (6, columns) = a (6, n) · b (n, columns) with four bytes of a and b as one step: a float32, or two bfloat16 whose
+ * products are added. `stride` of a, `ldb` and `ldy` count steps and floats. */
+#define FMA(acc, b, v) __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(b), "v"(v))
+#define DOT_BF16(acc, b, v) __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(b), "v"(v))
+#define WIDE_ZERO(i) __m512 c##i##0 = K(0.0f), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
+#define WIDE_STEP(i) { const __m512 v = _mm512_set1_ps(a[i * stride]); MUL(c##i##0, b0, v); MUL(c##i##1, b1, v); MUL(c##i##2, b2, v); MUL(c##i##3, b3, v); }
+#define WIDE_DONE(i) _mm512_store_ps(y + i * ldy, c##i##0); _mm512_store_ps(y + i * ldy + 16, c##i##1);                   \
+                     _mm512_store_ps(y + i * ldy + 32, c##i##2); _mm512_store_ps(y + i * ldy + 48, c##i##3);
+#define HALF_ZERO(i) __m512 c##i##0 = K(0.0f), c##i##1 = c##i##0;
+#define HALF_STEP(i) { const __m512 v = _mm512_set1_ps(a[i * stride]); MUL(c##i##0, b0, v); MUL(c##i##1, b1, v); }
+#define HALF_DONE(i) _mm512_store_ps(y + i * ldy, c##i##0); _mm512_store_ps(y + i * ldy + 16, c##i##1);
+#define MULTIPLY(NAME)                                                                                                         \
+    static void NAME(const float *left, int64_t stride, const float *right, int64_t ldb, int64_t columns, int64_t n, float *out, \
+                     int64_t ldy) {                                                                                            \
+        int64_t column = 0;                                                                                                    \
+        for (; column + 64 <= columns; column += 64) {                                                                         \
+            const float *a = left, *b = right + column;                                                                        \
+            float *y = out + column;                                                                                           \
+            ROWS6(WIDE_ZERO)                                                                                                   \
+            for (int64_t i = 0; i < n; i++, a++, b += ldb) {                                                                   \
+                const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16), b2 = _mm512_load_ps(b + 32),                 \
+                             b3 = _mm512_load_ps(b + 48);                                                                      \
+                ROWS6(WIDE_STEP)                                                                                               \
+            }                                                                                                                  \
+            ROWS6(WIDE_DONE)                                                                                                   \
+        }                                                                                                                      \
+        for (; column < columns; column += 32) {                                                                               \
+            const float *a = left, *b = right + column;                                                                        \
+            float *y = out + column;                                                                                           \
+            ROWS6(HALF_ZERO)                                                                                                   \
+            for (int64_t i = 0; i < n; i++, a++, b += ldb) {                                                                   \
+                const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);                                              \
+                ROWS6(HALF_STEP)                                                                                               \
+            }                                                                                                                  \
+            ROWS6(HALF_DONE)                                                                                                   \
+        }                                                                                                                      \
+    }
+#define MUL FMA
+MULTIPLY(multiply_f32)
+#undef MUL
+#ifdef __AVX512BF16__
+#define MUL DOT_BF16
+MULTIPLY(multiply_bf16)
+#undef MUL
+enum { PAIRS = 1 };
+#else
+#define multiply_bf16 multiply_f32
+enum { PAIRS = 0 };
+#endif
+
+/* A panel as pairs of bfloat16, (inputs / 2, 64): w - zero point is an integer below 256, which bfloat16 holds exactly. */
+static void expand_panel(const Linear *l, int64_t p, float *to) {
+    const int64_t quads = (l->inputs + 3) / 4;
+    const uint8_t *from = l->weight + p * quads * 256;
+    const __m512i byte = _mm512_set1_epi32(255), top = _mm512_set1_epi32(0xffff0000);
+    for (int64_t q = 0; q < quads; q++)
+        for (int i = 0; i < PANEL; i += 16, from += 64) {
+            const __m512i w = _mm512_load_si512(from), shift = _mm512_loadu_si512(l->shift + p * PANEL + i);
+            __m512i f[4];
+            for (int j = 0; j < 4; j++) {
+                const __m512i code = _mm512_and_si512(_mm512_srli_epi32(w, 8 * j), byte);
+                f[j] = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_sub_epi32(code, shift)));
+            }
+            for (int j = 0; j < 4; j += 2)
+                _mm512_store_si512(to + (2 * q + j / 2) * PANEL + i,
+                                   _mm512_or_si512(_mm512_srli_epi32(f[j], 16), _mm512_and_si512(f[j + 1], top)));
+        }
+}
+
+enum { EXPANDED_ROWS = 192, LEAST_EXPANDED = 2 * TILE };
+static int expands(const Linear *l, int64_t rows, int bf16) {
+    return PAIRS && bf16 && l->mode == EXACT && rows >= LEAST_EXPANDED && l->inputs % 2 == 0;
+}
+static size_t bytes_of_expanded(const Linear *l) { return ((l->inputs + 3) / 4 * 2 + TILE) * PANEL * sizeof(float); }
+
+/* All panels of `rows` rows of bfloat16, at least TILE of them: the last tile begins early rather than end early. */
+static void product_expanded(const Out *o, const uint16_t *x, int64_t rows, int64_t row, float *panel) {
+    const Linear *l = o->l;
+    float *out = panel + (l->inputs + 3) / 4 * 2 * PANEL;
+    for (int64_t p = 0; p * PANEL < l->outputs; p++) {
+        expand_panel(l, p, panel);
+        for (int64_t at = 0; at < rows; at += TILE) {
+            const int64_t r = at + TILE <= rows ? at : rows - TILE;
+            multiply_bf16((const float *)(x + r * l->inputs), l->inputs / 2, panel, PANEL, PANEL, l->inputs / 2, out, PANEL);
+            for (int64_t i = 0; i < TILE; i++)
+                for (int64_t c = 0; c < PANEL; c += 16)
+                    store(o, row + r + i, p * PANEL + c, l->outputs,
+                          activate(finish(l, _mm512_load_ps(out + i * PANEL + c), p * PANEL + c, K(1.0f)), l->act));
+        }
+    }
+}
 
 /* Panels p0 … p1 of `rows` rows, whose first is number `row` in y. */
 static void product(const Out *o, const Rows *x, int64_t rows, int64_t row, int64_t p0, int64_t p1) {
-    const int64_t quads = (o->l->inputs + 3) / 4;
+    const int64_t quads = (o->l->inputs + 3) / 4, parts = parts_of(o->l), most = TILE / parts;
+    Tile *const *of = parts == 1 ? tiles : digits;
     for (int64_t p = p0; p < p1; p++)
-        for (int64_t r = 0; r < rows; r += TILE)
-            tiles[rows - r < TILE ? rows - r : TILE](o, x->codes + r * x->stride, x->stride, o->l->weight + p * quads * 256,
-                                                     quads * 4, r, row + r, p * PANEL);
+        for (int64_t r = 0; r < rows; r += most)
+            of[rows - r < most ? rows - r : most](o, x->codes + r * parts * x->stride, x->stride, o->l->weight + p * quads * 256,
+                                                  quads * 4, r, row + r, p * PANEL);
 }
 
 static __thread void *scratch_memory;
@@ -220,19 +361,26 @@ static void *scratch(size_t bytes) { /* of this thread, aligned to 64 */
     }
     return scratch_memory;
 }
-static Rows make_rows(int64_t rows, int64_t inputs, char *memory) {
-    const int64_t stride = (inputs + 63) / 64 * 64;
+static Rows make_rows(const Linear *l, int64_t rows, char *memory) {
+    const int64_t stride = (l->inputs + 63) / 64 * 64;
     Rows x = {(int8_t *)memory, 0, 0, stride};
-    x.scales = (float *)(memory + rows * stride);
+    x.scales = (float *)(memory + rows * parts_of(l) * stride);
     x.sums = (int32_t *)(x.scales + rows);
     return x;
 }
-static size_t bytes_of_rows(int64_t rows, int64_t inputs) { return (rows * ((inputs + 63) / 64 * 64 + 8) + 127) / 64 * 64; }
+static size_t bytes_of_rows(const Linear *l, int64_t rows) {
+    return (rows * (parts_of(l) * ((l->inputs + 63) / 64 * 64 + 4) + 4) + 127) / 64 * 64;
+}
 
 INLINE void quantize_rows_(const Linear *l, const void *x, int bf16, int64_t row, int64_t r, int64_t count, float common, const Rows *to) {
     const int64_t n = l->inputs, width = bf16 ? 2 : 4;
     for (int64_t i = 0; i < count; i++) {
         const char *in = (const char *)x + (row + i) * n * width;
+        if (l->mode == EXACT) {
+            const float unit = to->scales[r + i] = exact_scale(absmax(in, bf16, n));
+            split_row(in, bf16, n, unit, to->codes + (r + i) * DIGITS * to->stride, to->stride, to->sums + (r + i) * DIGITS);
+            continue;
+        }
         const float scale = l->mode == PER_ROW ? scale_of(absmax(in, bf16, n)) : common;
         to->scales[r + i] = scale;
         quantize_row(in, bf16, n, scale, to->codes + (r + i) * to->stride, to->stride, to->sums + r + i);
@@ -272,25 +420,32 @@ void linear(const Linear *l, const void *x, const void *residual, void *y, int64
         common = bad ? NAN : scale_of(top);
     }
     if (rows >= 2 * 16 * threads || threads == 1) {
-        int64_t chunks = (rows + CHUNK - 1) / CHUNK;
+        const int wide = expands(l, rows, bf16);
+        const int64_t most = wide ? EXPANDED_ROWS : CHUNK / parts_of(l);
+        int64_t chunks = (rows + most - 1) / most;
         chunks = (chunks + threads - 1) / threads * threads; /* the same number for each */
         const int64_t step = ((rows + chunks - 1) / chunks + TILE - 1) / TILE * TILE;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
         for (int64_t row = 0; row < rows; row += step) {
             const int64_t count = rows - row < step ? rows - row : step;
-            const size_t own = bytes_of_rows(count, l->inputs);
+            const size_t own = wide ? bytes_of_expanded(l) : bytes_of_rows(l, count);
             char *memory = scratch(own + (gated ? count * l->outputs * 4 : 0));
-            const Rows mine = make_rows(count, l->inputs, memory);
-            quantize_rows_(l, x, bf16, row, 0, count, common, &mine);
-            const Out o = {l, mine.scales, mine.sums, residual, gated ? memory + own : y, bf16};
-            product(&o, &mine, count, gated ? 0 : row, 0, panels);
+            if (wide && count >= TILE) {
+                const Out o = {l, 0, 0, residual, gated ? memory + own : y, bf16};
+                product_expanded(&o, (const uint16_t *)x + row * l->inputs, count, gated ? 0 : row, (float *)memory);
+            } else {
+                const Rows mine = make_rows(l, count, memory);
+                quantize_rows_(l, x, bf16, row, 0, count, common, &mine);
+                const Out o = {l, mine.scales, mine.sums, residual, gated ? memory + own : y, bf16};
+                product(&o, &mine, count, gated ? 0 : row, 0, panels);
+            }
             if (gated) gate(memory + own, y, count, row, l->outputs / 2, bf16);
         }
         return;
     }
-    const size_t own = bytes_of_rows(rows, l->inputs);
+    const size_t own = bytes_of_rows(l, rows);
     char *memory = scratch(own + (gated ? rows * l->outputs * 4 : 0));
-    const Rows all = make_rows(rows, l->inputs, memory);
+    const Rows all = make_rows(l, rows, memory);
     quantize_rows_(l, x, bf16, 0, 0, rows, common, &all);
     const Out o = {l, all.scales, all.sums, residual, gated ? memory + own : y, bf16};
 #pragma omp parallel for schedule(static) num_threads(threads) if (panels * rows * l->inputs > 16384)
@@ -357,56 +512,6 @@ typedef struct {
     float scale;
     int32_t causal, bf16, mask_kind;  /* mask_kind: 1 bool (true: attend), 2 added float32, 3 added bfloat16 */
 } Attention;
-
-/* y (6, columns) = a (6, n) · b (n, columns) with four bytes of a and b as one step: a float32, or two bfloat16 whose
- * products are added. `stride` of a, `ldb` and `ldy` count steps and floats. */
-#define FMA(acc, b, v) __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(b), "v"(v))
-#define DOT_BF16(acc, b, v) __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(b), "v"(v))
-#define WIDE_ZERO(i) __m512 c##i##0 = K(0.0f), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
-#define WIDE_STEP(i) { const __m512 v = _mm512_set1_ps(a[i * stride]); MUL(c##i##0, b0, v); MUL(c##i##1, b1, v); MUL(c##i##2, b2, v); MUL(c##i##3, b3, v); }
-#define WIDE_DONE(i) _mm512_store_ps(y + i * ldy, c##i##0); _mm512_store_ps(y + i * ldy + 16, c##i##1);                   \
-                     _mm512_store_ps(y + i * ldy + 32, c##i##2); _mm512_store_ps(y + i * ldy + 48, c##i##3);
-#define HALF_ZERO(i) __m512 c##i##0 = K(0.0f), c##i##1 = c##i##0;
-#define HALF_STEP(i) { const __m512 v = _mm512_set1_ps(a[i * stride]); MUL(c##i##0, b0, v); MUL(c##i##1, b1, v); }
-#define HALF_DONE(i) _mm512_store_ps(y + i * ldy, c##i##0); _mm512_store_ps(y + i * ldy + 16, c##i##1);
-#define MULTIPLY(NAME)                                                                                                         \
-    static void NAME(const float *left, int64_t stride, const float *right, int64_t ldb, int64_t columns, int64_t n, float *out, \
-                     int64_t ldy) {                                                                                            \
-        int64_t column = 0;                                                                                                    \
-        for (; column + 64 <= columns; column += 64) {                                                                         \
-            const float *a = left, *b = right + column;                                                                        \
-            float *y = out + column;                                                                                           \
-            ROWS6(WIDE_ZERO)                                                                                                   \
-            for (int64_t i = 0; i < n; i++, a++, b += ldb) {                                                                   \
-                const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16), b2 = _mm512_load_ps(b + 32),                 \
-                             b3 = _mm512_load_ps(b + 48);                                                                      \
-                ROWS6(WIDE_STEP)                                                                                               \
-            }                                                                                                                  \
-            ROWS6(WIDE_DONE)                                                                                                   \
-        }                                                                                                                      \
-        for (; column < columns; column += 32) {                                                                               \
-            const float *a = left, *b = right + column;                                                                        \
-            float *y = out + column;                                                                                           \
-            ROWS6(HALF_ZERO)                                                                                                   \
-            for (int64_t i = 0; i < n; i++, a++, b += ldb) {                                                                   \
-                const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);                                              \
-                ROWS6(HALF_STEP)                                                                                               \
-            }                                                                                                                  \
-            ROWS6(HALF_DONE)                                                                                                   \
-        }                                                                                                                      \
-    }
-#define MUL FMA
-MULTIPLY(multiply_f32)
-#undef MUL
-#ifdef __AVX512BF16__
-#define MUL DOT_BF16
-MULTIPLY(multiply_bf16)
-#undef MUL
-enum { PAIRS = 1 };
-#else
-#define multiply_bf16 multiply_f32
-enum { PAIRS = 0 };
-#endif
 
 INLINE __m512 masked(const Attention *t, __m512 s, int64_t b, int64_t h, int64_t row, int64_t key, __mmask16 in) {
     const int64_t at = b * t->m_batch + h * t->m_head + row * t->m_row + key * t->m_key;

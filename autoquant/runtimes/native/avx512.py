@@ -25,7 +25,7 @@ from autoquant.values import QuantizationArgs
 PANEL = 64
 """Outputs that are packed together."""
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4, "swiglu": 5}
-_STATIC, _PER_ROW, _PER_TENSOR = range(3)
+_STATIC, _PER_ROW, _PER_TENSOR, _EXACT = range(4)
 _DTYPES = (torch.float32, torch.bfloat16)
 _ISA = ("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10", "DEFAULT", "ALL")
 """Values of ONEDNN_MAX_CPU_ISA that leave AVX-512 VNNI on, or begin so."""
@@ -151,9 +151,9 @@ class PackedLinear:
 
     @classmethod
     def pack(
-        cls, weight: QuantizedTensor, bias: Tensor | None, input: QuantizationArgs, input_scale: Tensor | None
+        cls, weight: QuantizedTensor, bias: Tensor | None, input: QuantizationArgs | None, input_scale: Tensor | None
     ) -> PackedLinear:
-        """weight: (out, in). bias: (out,), any float dtype. input_scale: (1,) for a static scheme."""
+        """weight: (out, in). bias: (out,), any float dtype. input: None for a weight alone. input_scale: (1,) if static."""
         library = _library()
         assert library is not None
         outputs, inputs = weight.values.shape
@@ -167,9 +167,8 @@ class PackedLinear:
             offset[:outputs] = bias.float()
         if weight.zero_point is not None:
             shift[:outputs] += weight.zero_point.reshape(-1).to(torch.int32)
-        mode = (_PER_ROW if input.strategy == "token" else _PER_TENSOR) if input.dynamic else _STATIC
         known = 0.0 if input_scale is None else float(input_scale)
-        return cls(packed, scale, offset, shift, inputs, outputs, mode, known)
+        return cls(packed, scale, offset, shift, inputs, outputs, _mode(input), known)
 
     def unpack(self) -> Tensor:
         """The int8 weight (out, in)."""
@@ -214,6 +213,12 @@ class PackedLinear:
             x.numel() // self.inputs, x.dtype is torch.bfloat16, torch.get_num_threads(),
         )  # fmt: skip
         return y
+
+
+def _mode(input: QuantizationArgs | None) -> int:
+    if input is None:
+        return _EXACT
+    return (_PER_ROW if input.strategy == "token" else _PER_TENSOR) if input.dynamic else _STATIC
 
 
 def can_join(parts: Sequence[PackedLinear]) -> bool:
