@@ -19,6 +19,7 @@ from torch.export import Dim, export
 from torch.utils._pytree import TreeSpec
 from transformers.pytorch_utils import Conv1D
 
+from autoquant.runtimes.graph import cache
 from autoquant.runtimes.torch_runtime import FloatLayer, Int8Conv2d, Int8Embedding, Int8Linear
 
 LAYERS: tuple[type[nn.Module], ...] = (Int8Linear, Int8Embedding, Int8Conv2d, FloatLayer, nn.Linear, nn.Embedding)
@@ -51,7 +52,10 @@ NODES = (torch.ops.autoquant.layer.default, torch.ops.autoquant.patches.default)
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph and how its inputs and outputs are packed: placeholders are the tensors of `inputs`, in that order."""
+    """A graph and how its inputs and outputs are packed: placeholders are the tensors of `inputs`, in that order.
+
+    Of a call with a cache, `cache.NAME` among the inputs stands for how long the cache is.
+    """
 
     module: fx.GraphModule
     inputs: dict[str, tuple[Size, ...]]
@@ -77,24 +81,45 @@ Size = int | tuple[str, int, int]
 
 
 def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Captured:
-    """The graph of `model(**inputs)` for any batch size and, of token ids and masks, any length.
+    """The graph of `model(**inputs)` for any batch size and, of token ids, masks and a cache, any length.
 
     Args:
-        inputs: tensors (batch, …), and plain values, which the graph is specialised to.
+        inputs: tensors (batch, …), plain values, which the graph is specialised to, and a cache of keys and values.
 
     Raises:
         Exception: whatever torch.export says of a forward pass that depends on its data.
     """
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    example = {name: _several_rows(value) if name in tensors else value for name, value in inputs.items()}
-    dynamic = {
-        name: {axis: Dim.AUTO for axis in range(value.dim() if value.dim() <= 2 else 1)} if name in tensors else None
-        for name, value in inputs.items()
-    }
+    plain = {name: value for name, value in inputs.items() if name not in tensors and name != cache.NAME}
+    axes = {name: value.dim() if value.dim() <= 2 else 1 for name, value in tensors.items()}
+    dynamic = {name: dict.fromkeys(range(count), Dim.AUTO) for name, count in axes.items()}
+    layers = None
+    if cache.NAME in inputs:
+        layers = model.config.get_text_config(decoder=True).num_hidden_layers  # type: ignore[union-attr, operator]
+        if cache.length_of(inputs[cache.NAME]):
+            tensors[cache.NAME] = inputs[cache.NAME].layers[0].keys
+            dynamic[cache.NAME] = {0: Dim.AUTO, 2: Dim.AUTO}
+    example = {name: _several_rows(value) for name, value in tensors.items()}
+    call = _Call(model, plain, layers)
     with _marked(model), _quiet(), torch.no_grad():
-        program = export(model, (), example, dynamic_shapes=dynamic, strict=False)
+        program = export(call, (example,), dynamic_shapes={"tensors": dynamic}, strict=False)
         module = program.module(check_guards=False)
     return Captured(module, _sizes(program, tensors), program.call_spec.out_spec, inlined(model))
+
+
+class _Call(nn.Module):
+    """`model(**tensors, **plain)` as a function of the tensors; `layers` of a cache, or None for a call without one."""
+
+    def __init__(self, model: nn.Module, plain: dict[str, Any], layers: int | None) -> None:
+        super().__init__()
+        self.model, self.plain, self.layers = model, plain, layers
+
+    def forward(self, tensors: dict[str, Tensor]) -> Any:
+        if self.layers is None:
+            return self.model(**tensors, **self.plain)
+        given = {**self.plain, **tensors, cache.NAME: cache.traced(tensors.get(cache.NAME), self.layers)}
+        out = self.model(**given)
+        return type(out)(**{name: value for name, value in out.items() if name != cache.NAME})
 
 
 def inlined(model: nn.Module) -> tuple[nn.Module, ...]:
@@ -106,10 +131,11 @@ def inlined(model: nn.Module) -> tuple[nn.Module, ...]:
 def _sizes(program: Any, names: Mapping[str, Any]) -> dict[str, tuple[Size, ...]]:
     """What torch.export assumed of each input's shape. A least size of 2 is a convention of its, and no assumption."""
     found: dict[str, tuple[Size, ...]] = {}
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    for name in names:
+    of_inputs = set(program.graph_signature.user_inputs)
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in of_inputs]
+    for name, node in zip(names, placeholders, strict=True):
         axes: list[Size] = []
-        for size in placeholders[name].meta["val"].shape:
+        for size in node.meta["val"].shape:
             if isinstance(size, int):
                 axes.append(size)
                 continue

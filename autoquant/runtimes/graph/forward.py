@@ -7,6 +7,7 @@ import copy
 import inspect
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from autoquant.runtimes.graph import cache
 from autoquant.runtimes.graph.capture import Captured, capture, inlined
-from autoquant.runtimes.graph.lower import Lowered, lower
+from autoquant.runtimes.graph.lower import CACHE, Lowered, lower
 from autoquant.runtimes.graph.replay import Plan, make_plan
 from autoquant.runtimes.native import avx512
 
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 Key = tuple[Any, ...]
 SMALL = 4096
 """Elements of all inputs up to which calls are worth replaying."""
+FEW = 32
+"""Calls of one signature with a cache before it is captured."""
 PLANS = 32
 """Shapes whose plans are kept."""
 NEVER = object()
@@ -42,6 +46,7 @@ class GraphForward:
         self.checked: set[Key] = set()
         self.lowered: dict[Key, Lowered] = {}
         self.plans: dict[Key, Any] = {}
+        self.calls: Counter[Key] = Counter()
         self.__signature__ = inspect.signature(model.forward)
         positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
         self._names = [name for name, p in self.__signature__.parameters.items() if p.kind is positional]
@@ -53,12 +58,15 @@ class GraphForward:
         key = self._key(inputs)
         if key is None:
             return self.eager(**inputs)
-        if key not in self.lowered and not self._prepare(key, inputs):
+        if key not in self.lowered and not (self._often(key, inputs) and self._prepare(key, inputs)):
             return self.eager(**inputs)
         captured = self.captured[key]
-        if captured is None or not captured.fits(inputs):
+        given = _tensors(inputs)
+        if captured is None or not captured.fits(given):
             return self.eager(**inputs)
         lowered = self.lowered[key]
+        if cache.NAME in inputs:
+            return _with_cache(lowered, inputs, given)
         if sum(inputs[name].numel() for name in captured.inputs) <= SMALL:
             shape = (key, torch.get_num_threads(), *(inputs[name].shape for name in captured.inputs))
             plan = self._plan(shape, lowered, inputs)
@@ -86,6 +94,13 @@ class GraphForward:
         self.lowered.clear()
         self.plans.clear()
 
+    def _often(self, key: Key, inputs: dict[str, Any]) -> bool:
+        """A capture takes seconds. A call with a cache is short, and waits until as long has been spent without it."""
+        if cache.NAME not in inputs:
+            return True
+        self.calls[key] += 1
+        return self.calls[key] > FEW
+
     def _prepare(self, key: Key, inputs: dict[str, Any]) -> bool:
         known = self.captured.get(key)
         if known is not None and known.inlined != inlined(self.model):  # modules are equal only to themselves
@@ -103,7 +118,7 @@ class GraphForward:
         lowered = lower(found, self.model)
         if key not in self.checked:
             self.checked.add(key)
-            if not _agree(lowered.run(**inputs), self.eager(**inputs)):
+            if not _agree(_run(lowered, copy.deepcopy(inputs)), _call(self.eager, copy.deepcopy(inputs))):
                 log.warning(
                     "The graph of %s computes something else than the model: not used.", type(self.model).__name__
                 )
@@ -117,11 +132,18 @@ class GraphForward:
         if torch.is_grad_enabled() or not avx512.available() or torch.compiler.is_compiling():
             return None
         key: list[Any] = [all(value.shape[0] == 1 for value in inputs.values() if isinstance(value, Tensor))]
+        decoding = cache.NAME in inputs
         for name, value in inputs.items():
             if isinstance(value, Tensor):
-                if value.device.type != "cpu" or value.dim() < 2 or (value.dim() == 2 and value.shape[1] < 2):
+                single = value.dim() == 2 and value.shape[1] < 2
+                if value.device.type != "cpu" or value.dim() < 2 or (single and not decoding):
                     return None
-                key.append((name, value.dtype, value.shape[1:] if value.dim() > 2 else 2))
+                key.append((name, value.dtype, value.shape[1:] if value.dim() > 2 or single else 2))
+            elif name == cache.NAME and value is not None:
+                length = cache.length_of(value)
+                if length is None:
+                    return None
+                key.append((name, length > 0))
             elif value is None or isinstance(value, bool | int | float | str):
                 key.append((name, value))
             else:
@@ -132,9 +154,42 @@ class GraphForward:
         model = memo.get(id(self.model)) or copy.deepcopy(self.model, memo)
         twin = GraphForward.__new__(GraphForward)
         twin.model, twin.eager = model, type(model).forward.__get__(model)
-        twin.captured, twin.checked, twin.lowered, twin.plans = {}, set(), {}, {}
+        twin.captured, twin.checked, twin.lowered, twin.plans, twin.calls = {}, set(), {}, {}, Counter()
         twin.__signature__, twin._names = self.__signature__, self._names
         return twin
+
+
+def _tensors(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a graph: of a cache, a tensor that is as long."""
+    past = inputs.get(cache.NAME)
+    if past is None:
+        return inputs
+    length = {cache.NAME: past.layers[0].keys} if cache.length_of(past) else {}
+    return {**{name: value for name, value in inputs.items() if name != cache.NAME}, **length}
+
+
+def _with_cache(lowered: Lowered, inputs: dict[str, Any], given: dict[str, Any]) -> Any:
+    out = lowered.run(**given, **{CACHE: inputs[cache.NAME]})
+    return type(out)(**{**out, cache.NAME: inputs[cache.NAME]})
+
+
+def _run(lowered: Lowered, inputs: dict[str, Any]) -> Any:
+    """What the graph returns, and leaves in the cache."""
+    past = inputs.get(cache.NAME)
+    if past is None:
+        return lowered.run(**inputs)
+    return {
+        **_with_cache(lowered, inputs, _tensors(inputs)),
+        cache.NAME: [(own.keys, own.values) for own in past.layers],
+    }
+
+
+def _call(eager: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+    """What the model returns, and leaves in the cache."""
+    past = inputs.get(cache.NAME)
+    if past is None:
+        return eager(**inputs)
+    return {**eager(**inputs), cache.NAME: [(own.keys, own.values) for own in past.layers]}
 
 
 def _without_idle_mask(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule
 from torch.utils._pytree import tree_unflatten
 
 from autoquant.models.layers import get_module
+from autoquant.runtimes.graph import cache
 from autoquant.runtimes.graph.capture import NODES, Captured
 from autoquant.runtimes.native import avx512
 from autoquant.runtimes.native.avx512 import PackedLinear
@@ -48,7 +49,9 @@ def lower(captured: Captured, model: nn.Module) -> Lowered:
     graph = module.graph
     _drop_idle(graph)
     layers = _layers(graph, model)
+    _caches(graph)
     _norms(graph, module)
+    _rotary(graph)
     _attention(graph)
     _gated(layers, graph)
     _join(layers, graph, model)
@@ -88,6 +91,61 @@ def _layers(graph: Graph, model: nn.Module) -> list[Node]:
         else:
             _replace(graph, node, layer.forward, (node.args[0],))
     return found
+
+
+def _caches(graph: Graph) -> None:
+    """autoquant.append → append to the cache that the call was given, a new input behind the others."""
+    found = [node for node in graph.nodes if node.target is torch.ops.autoquant.append.default]
+    if not found:
+        return
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    with graph.inserting_after(last):
+        given = graph.placeholder(CACHE)
+    for node in found:
+        new, _, layer, part = node.args
+        _replace(graph, node, cache.append, (given, new, layer, part))
+
+
+CACHE = "cache"
+"""The cache among the arguments of a lowered graph, in which `cache.NAME` is a tensor as long as it is."""
+
+
+def _rotary(graph: Graph) -> None:
+    """x · cos + cat(-x[half:], x[:half]) · sin."""
+    for node in list(graph.nodes):
+        if not _calls(node, aten.add.Tensor) or node.kwargs or len(_shape(node)) != 4 or not _is_float(node):
+            continue
+        muls = [arg for arg in node.args if _calls(arg, aten.mul.Tensor)]
+        if len(muls) != 2:
+            continue
+        for plain, turned in (muls, muls[::-1]):
+            cos_and_x, x = plain.args, _half_turned(turned.args[0])
+            if x is None or x not in cos_and_x:
+                continue
+            cos, sin = cos_and_x[1 - cos_and_x.index(x)], turned.args[1]
+            shape = _shape(cos)
+            if _same(x, node) and _same(cos, sin) and len(shape) == 4 and shape[1] == 1 and shape[3] == _shape(x)[3]:
+                _replace(graph, node, avx512.rotary, (x, cos, sin))
+                break
+
+
+def _half_turned(node: Any) -> Any:
+    """x of cat(-x[half:], x[:half]) along the last dimension."""
+    if not _calls(node, aten.cat.default) or node.args[1:] not in ((-1,), (3,)) or len(node.args[0]) != 2:
+        return None
+    neg, low = node.args[0]
+    if (
+        not _calls(neg, aten.neg.default)
+        or not _calls(low, aten.slice.Tensor)
+        or not _calls(neg.args[0], aten.slice.Tensor)
+    ):
+        return None
+    high, x = neg.args[0], low.args[0]
+    width = _shape(x)[-1]
+    if high.args[0] is not x or not isinstance(width, int) or width % 2:
+        return None
+    starts, ends = (high.args[1:3], low.args[1:]), high.args[3]
+    return x if starts == ((3, width // 2), (3, 0, width // 2)) and ends >= width else None
 
 
 def _norms(graph: Graph, module: GraphModule) -> None:
@@ -387,11 +445,10 @@ def _assemble(graph: Graph, module: GraphModule, captured: Captured) -> Callable
         scope[name] = value
         return name
 
-    lines, order = [], iter(captured.inputs)
+    lines, order = [], iter([*captured.inputs, CACHE])
     for node in graph.nodes:
         if node.op == "placeholder":
-            given = next(order, None)
-            lines.append(f"{node.name} = inputs[{given!r}]" if given else f"{node.name} = None")
+            lines.append(f"{node.name} = inputs[{next(order)!r}]")
         elif node.op == "get_attr":
             scope[node.name] = operator.attrgetter(str(node.target))(module)
         elif node.op == "call_function":

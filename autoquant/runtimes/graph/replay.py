@@ -55,7 +55,7 @@ def make_plan(lowered: Lowered, inputs: Mapping[str, Any]) -> Plan | None:
     room = ROOM
     for node in lowered.graph.nodes:
         if node.op == "placeholder":
-            values[node] = next(given, None)
+            values[node] = next(given)
             varies.add(node)
             continue
         if node.op == "get_attr":
@@ -94,7 +94,7 @@ def _is_kernel(target: Any) -> bool:
     kernels = (avx512.PackedLinear, avx512.Norm, avx512.PackedAttention)
     owner = getattr(target, "__self__", None)
     whole = isinstance(owner, Int8Embedding) and owner.dtype is not torch.float16
-    return target is avx512.attention or isinstance(owner, kernels) or whole
+    return target in (avx512.attention, avx512.rotary) or isinstance(owner, kernels) or whole
 
 
 def _changes_something(target: Any) -> bool:

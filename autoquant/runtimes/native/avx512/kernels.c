@@ -500,6 +500,32 @@ void norm(const void *x, const float *weight, const float *bias, void *y, int64_
     }
 }
 
+/* ---- rotary positions: x · cos + (-second half of x | first half of x) · sin ---- */
+
+typedef struct {
+    const void *x, *cos, *sin;  /* x (batch, heads, rows, width) by its strides; cos, sin (batch or 1, rows, width), dense */
+    void *y;  /* (batch, heads, rows, width), dense */
+    int64_t batch, heads, rows, width, x_batch, x_head, x_row, c_batch;  /* strides in elements */
+    int32_t bf16;
+} Rotary;
+
+void rotary(const Rotary *t, int threads) {
+    const int64_t half = t->width / 2;
+    const int bf16 = t->bf16;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && t->batch * t->heads * t->rows * half > 65536)
+    for (int64_t i = 0; i < t->batch * t->heads * t->rows; i++) {
+        const int64_t row = i % t->rows, h = i / t->rows % t->heads, b = i / t->rows / t->heads;
+        const int64_t x = b * t->x_batch + h * t->x_head + row * t->x_row, at = b * t->c_batch + row * t->width, y = i * t->width;
+        for (int64_t c = 0; c < half; c += 16) {
+            const __mmask16 k = first(half - c);
+            const __m512 low = get(t->x, x + c, bf16, k), high = get(t->x, x + half + c, bf16, k);
+            put(t->y, y + c, bf16, k, _mm512_fnmadd_ps(high, get(t->sin, at + c, bf16, k), _mm512_mul_ps(low, get(t->cos, at + c, bf16, k))));
+            put(t->y, y + half + c, bf16, k,
+                _mm512_fmadd_ps(low, get(t->sin, at + half + c, bf16, k), _mm512_mul_ps(high, get(t->cos, at + half + c, bf16, k))));
+        }
+    }
+}
+
 /* ---- attention ---- */
 
 typedef struct {
@@ -658,8 +684,38 @@ static void attend(const Attention *t, int64_t b, int64_t kh) {
                         _mm512_mul_ps(_mm512_load_ps(out + r * wide + c), K(inverse[r])));
         }
 }
+/* One query row of one head, as in decoding: keys and values are read once, where they lie. */
+static void attend_row(const Attention *t, int64_t b, int64_t h, int64_t row) {
+    const int64_t d = t->width, wide = (d + 63) / 64 * 64, keys = reach(t, b, h, row, 1), padded = (keys + 15) / 16 * 16;
+    const size_t element = t->bf16 ? 2 : 4;
+    float *query = scratch(sizeof(float) * (wide + padded)), *scores = query + wide;
+    const char *q = (const char *)t->q + (b * t->q_batch + h * t->q_head + row * t->q_row) * element;
+    const char *k = (const char *)t->k + (b * t->k_batch + h / t->groups * t->k_head) * element;
+    const char *v = (const char *)t->v + (b * t->v_batch + h / t->groups * t->v_head) * element;
+    for (int64_t c = 0; c < wide; c += 16) _mm512_store_ps(query + c, get(q, c, t->bf16, first(d - c)));
+    for (int64_t i = 0; i < keys; i++) {
+        __m512 sum = K(0.0f);
+        for (int64_t c = 0; c < d; c += 16)
+            sum = _mm512_fmadd_ps(_mm512_load_ps(query + c), get(k, i * t->k_row + c, t->bf16, first(d - c)), sum);
+        scores[i] = _mm512_reduce_add_ps(sum);
+    }
+    const __m512 inverse = K(soften(t, scores, b, h, row, keys, padded));
+    for (int64_t c = 0; c < d; c += 64) {
+        __m512 sums[4] = {K(0.0f), K(0.0f), K(0.0f), K(0.0f)};
+        for (int64_t i = 0; i < keys; i++)
+            for (int j = 0; j < 4; j++)
+                sums[j] = _mm512_fmadd_ps(K(scores[i]), get(v, i * t->v_row + c + 16 * j, t->bf16, first(d - c - 16 * j)), sums[j]);
+        for (int j = 0; j < 4; j++)
+            put(t->y, ((b * t->queries + row) * t->heads + h) * d + c + 16 * j, t->bf16, first(d - c - 16 * j), _mm512_mul_ps(sums[j], inverse));
+    }
+}
 void attention(const Attention *t, int threads) {
     const int64_t heads = t->heads / t->groups;
+    if (t->queries == 1) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && t->batch * t->heads * t->keys > 4096)
+        for (int64_t i = 0; i < t->batch * t->heads; i++) attend_row(t, i / t->heads, i % t->heads, 0);
+        return;
+    }
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && t->batch * t->heads * t->queries * t->keys > 4096)
     for (int64_t i = 0; i < t->batch * heads; i++) attend(t, i / heads, i % heads);
 }

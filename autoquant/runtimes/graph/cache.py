@@ -1,0 +1,108 @@
+"""Decoding: graphs of calls with a cache of keys and values (transformers' `DynamicCache`).
+
+A captured graph sees of the cache only how long it is. What a layer adds to it is one opaque node, which is lowered to
+`append`: it writes behind the rows that are there, into memory with room for more, where `DynamicCache` copies all of them
+for every token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+NAME = "past_key_values"
+ROOM = 256
+"""Least number of rows by which the memory of a cache grows; otherwise by half."""
+
+
+@torch.library.custom_op("autoquant::append", mutates_args=())
+def append_node(new: Tensor, past: Tensor | None, layer: int, part: int) -> Tensor:
+    """Stands for the keys (part 0) or values (1) of a layer with `new` (batch, heads, rows, width) behind them."""
+    raise RuntimeError(f"The cache of layer {layer} was run without being lowered.")
+
+
+@append_node.register_fake
+def _(new: Tensor, past: Tensor | None, layer: int, part: int) -> Tensor:
+    rows = new.shape[-2] + (0 if past is None else past.shape[-2])
+    return new.new_empty((*new.shape[:-2], rows, new.shape[-1]))
+
+
+def length_of(cache: Any) -> int | None:
+    """Rows in a cache that a graph can continue; None of any other cache."""
+    if type(cache) is not DynamicCache or cache.offloading:
+        return None
+    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    lengths = {cache.get_seq_length(index) for index in range(len(cache.layers))} or {0}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def traced(past: Tensor | None, layers: int) -> DynamicCache:
+    """A cache to capture with, all of whose layers have the length of `past`."""
+    cache = DynamicCache()
+    cache.layers = [_Traced(past, index) for index in range(layers)]
+    return cache
+
+
+class _Traced(DynamicLayer):
+    def __init__(self, past: Tensor | None, index: int) -> None:
+        super().__init__()
+        self.past, self.index = past, index
+        if past is not None:
+            self.keys = self.values = past
+            self.is_initialized, self.dtype, self.device = True, past.dtype, past.device
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = (
+            append_node(new, self.past, self.index, part) for part, new in enumerate((key_states, value_states))
+        )
+        return keys, values
+
+
+def append(cache: DynamicCache, new: Tensor, layer: int, part: int) -> Tensor:
+    """What `DynamicLayer.update` does for the keys (part 0) or values (1) of one layer.
+
+    Args:
+        new: (batch, heads, rows, width).
+
+    Returns:
+        (batch, heads, all rows, width), which is in the cache from now on.
+    """
+    while len(cache.layers) <= layer:
+        cache.layers.append(DynamicLayer())
+    own: Any = cache.layers[layer]
+    if not own.is_initialized:
+        own.lazy_initialization(new, new)
+    name = "values" if part else "keys"
+    found = _extended(getattr(own, name), new)
+    setattr(own, name, found)
+    return found
+
+
+@dataclass
+class _Room:
+    """Memory (batch, heads, capacity, width) of which the first `filled` rows are somebody's cache."""
+
+    memory: Tensor
+    filled: int
+
+
+def _extended(past: Tensor, new: Tensor) -> Tensor:
+    rows = past.shape[2] if past.dim() == 4 else 0
+    total = rows + new.shape[2]
+    room: _Room | None = getattr(past, "_autoquant_room", None)
+    # a copy of the tensor has left its memory; where two caches share a beginning, the second to grow finds it filled
+    if room is None or room.filled != rows or total > room.memory.shape[2] or room.memory.data_ptr() != past.data_ptr():
+        batch, heads, _, width = new.shape
+        room = _Room(new.new_empty(batch, heads, total + max(ROOM, rows // 2), width), rows)
+        if rows:
+            room.memory[:, :, :rows] = past
+    room.memory[:, :, rows:total] = new
+    room.filled = total
+    found = room.memory[:, :, :total]
+    found._autoquant_room = room  # type: ignore[attr-defined]
+    return found

@@ -1,0 +1,81 @@
+"""The compiled kernels.c, the structs that its functions take, and who may call them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from autoquant.runtimes.native.build import load_library
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_ISA = ("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10", "DEFAULT", "ALL")
+"""Values of ONEDNN_MAX_CPU_ISA that leave AVX-512 VNNI on, or begin so."""
+
+
+class Linear(ctypes.Structure):
+    _fields_ = [
+        ("weight", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("shift", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64), ("outputs", ctypes.c_int64), ("act", ctypes.c_int32), ("mode", ctypes.c_int32),
+        ("input_scale", ctypes.c_float),
+    ]  # fmt: skip
+
+
+_STRIDES = [f"{tensor}_{name}" for tensor in "qkv" for name in ("batch", "row", "head")]
+
+
+class Attention(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "y", "mask")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "groups", "queries", "keys", "width")),
+        *((name, ctypes.c_int64) for name in (*_STRIDES, "m_batch", "m_head", "m_row", "m_key")),
+        ("scale", ctypes.c_float), ("causal", ctypes.c_int32), ("bf16", ctypes.c_int32), ("mask_kind", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+class Rotary(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "cos", "sin", "y")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "rows", "width", "x_batch", "x_head", "x_row", "c_batch")),
+        ("bf16", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    if not cap.startswith(_ISA):
+        return None
+    found = load_library(Path(__file__).with_name("kernels.c"))
+    if found is None or not found.has_vnni():
+        return None
+    pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    found.pack_linear.argtypes = [pointer, pointer, count, count]
+    found.linear.argtypes = [pointer, pointer, pointer, pointer, count, number, number]
+    found.norm.argtypes = [pointer] * 4 + [count, count, ctypes.c_float, number, number, number]
+    found.attention.argtypes = [pointer, number]
+    found.embed.argtypes = [pointer] * 5 + [count, count, count, number, number]
+    found.rotary.argtypes = [pointer, number]
+    for name in ("pack_linear", "linear", "norm", "attention", "rotary"):
+        getattr(found, name).restype = None
+    return found
+
+
+def available() -> bool:
+    return library() is not None
+
+
+def runs(x: Tensor) -> bool:
+    """Whether the kernels take this tensor."""
+    return x.dtype in _DTYPES and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def kernels() -> ctypes.CDLL:
+    """The library, where `available` has said that there is one."""
+    found = library()
+    assert found is not None
+    return found

@@ -1,0 +1,143 @@
+"""Int8 linear layers: the packed weight, and layers joined to one product."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from autoquant.runtimes.native.avx512.library import Linear, kernels
+from autoquant.runtimes.native.avx512.memory import aligned
+from autoquant.runtimes.native.avx512.tape import call, dense
+from autoquant.schemes import QuantizedTensor
+from autoquant.values import QuantizationArgs
+
+PANEL = 64
+"""Outputs that are packed together."""
+ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4, "swiglu": 5}
+_STATIC, _PER_ROW, _PER_TENSOR, _EXACT = range(4)
+
+
+class PackedLinear:
+    """The weight of an int8 linear layer as the kernel reads it, and what is applied to its sums.
+
+    Attributes:
+        weight: uint8, panels of 64 outputs one after the other (see kernels.c). scale, bias: float32, shift: int32, one an
+            output, padded to whole panels.
+        family: the joined layer whose memory this one is a part of, see `join`.
+    """
+
+    def __init__(
+        self, weight: Tensor, scale: Tensor, bias: Tensor, shift: Tensor, inputs: int, outputs: int, mode: int,
+        input_scale: float, act: str | None = None,
+    ) -> None:  # fmt: skip
+        self.inputs, self.outputs, self.mode, self.input_scale, self.act = inputs, outputs, mode, input_scale, act
+        self.family: PackedLinear | None = None
+        self._width = outputs // 2 if act == "swiglu" else outputs
+        self.bind(weight, scale, bias, shift)
+        self._call = kernels().linear
+
+    def bind(self, weight: Tensor, scale: Tensor, bias: Tensor, shift: Tensor) -> None:
+        """Read these from now on."""
+        self.weight, self.scale, self.bias, self.shift = weight, scale, bias, shift
+        self._struct = Linear(
+            weight.data_ptr(), scale.data_ptr(), bias.data_ptr(), shift.data_ptr(), self.inputs, self.outputs,
+            ACTIVATIONS[self.act], self.mode, self.input_scale,
+        )  # fmt: skip
+        self._address = ctypes.addressof(self._struct)
+
+    @classmethod
+    def pack(
+        cls, weight: QuantizedTensor, bias: Tensor | None, input: QuantizationArgs | None, input_scale: Tensor | None
+    ) -> PackedLinear:
+        """weight: (out, in). bias: (out,), any float dtype. input: None for a weight alone. input_scale: (1,) if static."""
+        outputs, inputs = weight.values.shape
+        padded = -(-outputs // PANEL) * PANEL
+        packed = aligned(padded * (-(-inputs // 4) * 4))
+        values = weight.values.contiguous()
+        kernels().pack_linear(values.data_ptr(), packed.data_ptr(), outputs, inputs)
+        scale, offset, shift = torch.zeros(padded), torch.zeros(padded), torch.full((padded,), 128, dtype=torch.int32)
+        scale[:outputs] = weight.scale.float().reshape(-1)
+        if bias is not None:
+            offset[:outputs] = bias.float()
+        if weight.zero_point is not None:
+            shift[:outputs] += weight.zero_point.reshape(-1).to(torch.int32)
+        known = 0.0 if input_scale is None else float(input_scale)
+        return cls(packed, scale, offset, shift, inputs, outputs, _mode(input), known)
+
+    def unpack(self) -> Tensor:
+        """The int8 weight (out, in)."""
+        quads = self.weight.numel() // (-(-self.outputs // PANEL) * PANEL * 4)
+        rows = self.weight.view(-1, quads, PANEL, 4).transpose(1, 2).reshape(-1, quads * 4)
+        return (rows[: self.outputs, : self.inputs].to(torch.int16) - 128).to(torch.int8)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> PackedLinear:
+        weight = aligned(self.weight.numel()).copy_(self.weight)
+        scale, bias, shift = (values.clone() for values in (self.scale, self.bias, self.shift))
+        return PackedLinear(
+            weight, scale, bias, shift, self.inputs, self.outputs, self.mode, self.input_scale, self.act
+        )
+
+    def with_activation(self, act: str) -> PackedLinear:
+        return PackedLinear(
+            self.weight, self.scale, self.bias, self.shift, self.inputs, self.outputs, self.mode, self.input_scale, act
+        )
+
+    def scaled(self, gamma: Tensor) -> PackedLinear:
+        """The layer whose outputs are multiplied by gamma (out,)."""
+        factor = torch.zeros_like(self.scale)
+        factor[: self.outputs] = gamma.float()
+        return PackedLinear(
+            self.weight, self.scale * factor, self.bias * factor, self.shift, self.inputs, self.outputs, self.mode,
+            self.input_scale, self.act,
+        )  # fmt: skip
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """act(x Wᵀ + b) + residual.
+
+        Args:
+            x: (…, in) float32 or bfloat16 on the CPU. residual: (…, out), of the same dtype.
+
+        Returns:
+            (…, out); with SwiGLU (…, out / 2).
+        """
+        x, residual = dense(x), None if residual is None else dense(residual)
+        y = x.new_empty(*x.shape[:-1], self._width)
+        call(
+            self._call, self._address, x.data_ptr(), None if residual is None else residual.data_ptr(), y.data_ptr(),
+            x.numel() // self.inputs, x.dtype is torch.bfloat16, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+
+def _mode(input: QuantizationArgs | None) -> int:
+    if input is None:
+        return _EXACT
+    return (_PER_ROW if input.strategy == "token" else _PER_TENSOR) if input.dynamic else _STATIC
+
+
+def can_join(parts: Sequence[PackedLinear]) -> bool:
+    """Whether layers of the same input can be one product: they quantize it alike, and fill their panels."""
+    first = parts[0]
+    same = (first.inputs, first.mode, first.input_scale, None)
+    return all((p.inputs, p.mode, p.input_scale, p.act) == same and p.outputs % PANEL == 0 for p in parts)
+
+
+def join(parts: Sequence[PackedLinear]) -> PackedLinear:
+    """One layer with the outputs of all parts, which become views of its memory."""
+    first = parts[0]
+    weight = aligned(sum(p.weight.numel() for p in parts))
+    torch.cat([p.weight for p in parts], out=weight)
+    columns = [torch.cat([getattr(p, name) for p in parts]) for name in ("scale", "bias", "shift")]
+    scale, bias, shift = columns
+    outputs = sum(p.outputs for p in parts)
+    joined = PackedLinear(weight, scale, bias, shift, first.inputs, outputs, first.mode, first.input_scale)
+    byte = place = 0
+    for part in parts:
+        own = [values[place : place + part.outputs] for values in columns]
+        part.bind(weight[byte : byte + part.weight.numel()], *own)
+        part.family = joined
+        byte, place = byte + part.weight.numel(), place + part.outputs
+    return joined
