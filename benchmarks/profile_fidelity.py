@@ -152,7 +152,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def compare(
     profile: Profile, truth: Truth, maps: Sequence[tuple[Layers, float]], names: Sequence[str]
 ) -> dict[str, Any]:
-    """The figures of one profile against the truth."""
+    """The figures of one profile against the truth; without it, the joint ones alone."""
+    sums = [sum(profile.scores[layer][scheme] for layer, scheme in layers.items()) / joint for layers, joint in maps]
+    if not truth:
+        return {"joint": spread(sums)}
     pairs = [pair for pair, value in truth.items() if value > 0]
     true = np.array([truth[pair] for pair in pairs])
     score = np.array([profile.scores[layer][scheme] for layer, scheme in pairs])
@@ -160,7 +163,6 @@ def compare(
     for name in names:
         index = [i for i, (_, scheme) in enumerate(pairs) if scheme == name]
         within[name] = spearman(true[index], score[index])
-    sums = [sum(profile.scores[layer][scheme] for layer, scheme in layers.items()) / joint for layers, joint in maps]
     return {
         "pairs": len(pairs),
         "spearman_all": spearman(true, score),
@@ -196,16 +198,18 @@ def run_case(
         begin = time.perf_counter()
         profiles[label] = (subject.profile(**options), time.perf_counter() - begin)
     begin = time.perf_counter()
+    judged = [] if args.joint_only else pairs
     truth = {
         pair: subject.measured({pair[0]: pair[1]})
-        for pair in tqdm(pairs, desc="brute force", leave=False, disable=None)
+        for pair in tqdm(judged, desc="brute force", leave=False, disable=None)
     }
     brute_seconds = time.perf_counter() - begin
     maps = [
         (m, subject.measured(m))
         for m in tqdm(random_maps(subject, args.maps, args.seed), desc="random maps", leave=False, disable=None)
     ]
-    true_sum = spread([sum(truth[pair] for pair in layers.items()) / joint for layers, joint in maps])
+    sums = [sum(truth[pair] for pair in layers.items()) / joint for layers, joint in maps] if truth else []
+    true_sum = spread(sums) if sums else None
     rows, found = [], {}
     for label, (profile, seconds) in profiles.items():
         figures = compare(profile, truth, maps, subject.names)
@@ -213,20 +217,26 @@ def run_case(
         figures["cost"] = seconds / subject.forward_seconds / len(subject.names)
         figures["passes"] = profile.forwards / len(subject.names)
         found[label] = figures
-        within = list(figures["spearman_within"].values())
+        ranks = {}
+        if truth:
+            within = list(figures["spearman_within"].values())
+            ranks = {
+                "rank, all": figures["spearman_all"],
+                "within: mean": float(np.mean(within)),
+                "least": min(within),
+                "score/truth": _range(figures["ratio"]),
+            }
         rows.append({
             "profile": label,
-            "rank, all": figures["spearman_all"],
-            "within: mean": float(np.mean(within)),
-            "least": min(within),
-            "score/truth": _range(figures["ratio"]),
+            **ranks,
             "joint, of scores": _range(figures["joint"]),
             "seconds": seconds,
             "cost": figures["cost"],
             "passes": figures["passes"],
         })  # fmt: skip
     say(table(rows, list(rows[0])))
-    say(f"brute force: {brute_seconds:.0f} s; joint, of truth: {_range(true_sum)}; {len(maps)} random maps")
+    of_truth = f"brute force: {brute_seconds:.0f} s; joint, of truth: {_range(true_sum)}; " if true_sum else ""
+    say(f"{of_truth}{len(maps)} random maps")
     return {
         "case": asdict(case),
         "forward_seconds": subject.forward_seconds,
@@ -245,6 +255,7 @@ def main() -> None:
     arguments.add_argument("--only", nargs="+", default=list(CASES), metavar="NAME", help=f"of {', '.join(CASES)}")
     arguments.add_argument("--probes", nargs="+", type=int, default=[2, 4, 8], help="backward passes a batch")
     arguments.add_argument("--maps", type=int, default=50, help="random maps")
+    arguments.add_argument("--joint-only", action="store_true", help="no brute force, which takes most of the time")
     arguments.add_argument("--rows", type=int, help="calibration items, instead of each case's own number")
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
