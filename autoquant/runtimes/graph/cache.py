@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from autoquant.runtimes.native.avx512 import CachedAttention
+
 NAME = "past_key_values"
 ROOM = 256
 """Least number of rows by which the memory of a cache grows; otherwise by half."""
@@ -63,6 +65,21 @@ class _Traced(DynamicLayer):
         return keys, values
 
 
+@dataclass
+class _Room:
+    """Memory (batch, heads, capacity, width) of which the first `filled` rows are somebody's cache."""
+
+    memory: Tensor
+    filled: int
+
+    def grow(self, rows: int) -> Tensor:
+        """The cache with the `rows` rows behind it that have been written."""
+        self.filled += rows
+        found = self.memory[:, :, : self.filled]
+        found._autoquant_room = self  # type: ignore[attr-defined]
+        return found
+
+
 def append(cache: DynamicCache, new: Tensor, layer: int, part: int) -> Tensor:
     """What `DynamicLayer.update` does for the keys (part 0) or values (1) of one layer.
 
@@ -72,37 +89,46 @@ def append(cache: DynamicCache, new: Tensor, layer: int, part: int) -> Tensor:
     Returns:
         (batch, heads, all rows, width), which is in the cache from now on.
     """
-    while len(cache.layers) <= layer:
-        cache.layers.append(DynamicLayer())
-    own: Any = cache.layers[layer]
-    if not own.is_initialized:
-        own.lazy_initialization(new, new)
-    name = "values" if part else "keys"
-    found = _extended(getattr(own, name), new)
+    own, name = _layer(cache, layer, new), ("keys", "values")[part]
+    batch, heads, rows, width = new.shape
+    room = _room(getattr(own, name), (batch, heads, rows, width), new)
+    room.memory[:, :, room.filled : room.filled + rows] = new
+    found = room.grow(rows)
     setattr(own, name, found)
     return found
 
 
-@dataclass
-class _Room:
-    """Memory (batch, heads, capacity, width) of which the first `filled` rows are somebody's cache."""
+def attend(
+    cache: DynamicCache, layer: int, kernel: CachedAttention, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+) -> Tensor:
+    """`append` of the keys and values in a product, and attention: (batch, rows, columns) → (batch, rows, heads · width)."""
+    own = _layer(cache, layer, x)
+    shape = (x.shape[0], kernel.heads[1], x.shape[1], kernel.width)
+    keys, values = _room(own.keys, shape, x), _room(own.values, shape, x)
+    y = kernel(x, cos, sin, keys.memory, values.memory, keys.filled, mask)
+    own.keys, own.values = keys.grow(shape[2]), values.grow(shape[2])
+    return y
 
-    memory: Tensor
-    filled: int
+
+def _layer(cache: DynamicCache, layer: int, like: Tensor) -> Any:
+    while len(cache.layers) <= layer:
+        cache.layers.append(DynamicLayer())
+    own: Any = cache.layers[layer]
+    if not own.is_initialized:
+        own.lazy_initialization(like, like)
+    return own
 
 
-def _extended(past: Tensor, new: Tensor) -> Tensor:
+def _room(past: Tensor, shape: tuple[int, int, int, int], like: Tensor) -> _Room:
+    """Memory that holds `past` and has room for `shape` behind it."""
     rows = past.shape[2] if past.dim() == 4 else 0
-    total = rows + new.shape[2]
+    batch, heads, new, width = shape
     room: _Room | None = getattr(past, "_autoquant_room", None)
     # a copy of the tensor has left its memory; where two caches share a beginning, the second to grow finds it filled
-    if room is None or room.filled != rows or total > room.memory.shape[2] or room.memory.data_ptr() != past.data_ptr():
-        batch, heads, _, width = new.shape
-        room = _Room(new.new_empty(batch, heads, total + max(ROOM, rows // 2), width), rows)
-        if rows:
-            room.memory[:, :, :rows] = past
-    room.memory[:, :, rows:total] = new
-    room.filled = total
-    found = room.memory[:, :, :total]
-    found._autoquant_room = room  # type: ignore[attr-defined]
-    return found
+    own = room is not None and room.filled == rows and room.memory.data_ptr() == past.data_ptr()
+    if room is not None and own and rows + new <= room.memory.shape[2]:
+        return room
+    room = _Room(like.new_empty(batch, heads, rows + new + max(ROOM, rows // 2), width), rows)
+    if rows:
+        room.memory[:, :, :rows] = past
+    return room

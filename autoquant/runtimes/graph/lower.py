@@ -273,26 +273,65 @@ def _joined(parts: list[PackedLinear]) -> PackedLinear:
 
 
 def _packed_attention(graph: Graph) -> None:
-    """attention of q, k, v that are columns of one product, split into heads, and its heads put side by side again."""
+    """attention of q, k, v that are columns of one product, split into heads, and its heads put side by side again.
+
+    With a cache: of q and k that are rotated, and k and v that are put behind it.
+    """
     for node in [node for node in graph.nodes if node.target is avx512.attention]:
-        found = [_heads_of(arg) for arg in node.args]
-        if any(part is None for part in found) or len({part[0] for part in found if part}) != 1:
-            continue
+        turned = _rotated_and_cached(node)
+        found = [_heads_of(arg) for arg in node.args] if turned is None else turned.heads
         parts = [part for part in found if part]
-        last = node
-        user = _only_user(last)
-        if user is not None and user.target in RESHAPES and _same(user, last):
-            last = user
-        for targets in ((aten.transpose.int,), RESHAPES):
-            user = _only_user(last)
-            last = user if user is not None and user.target in targets else last
-        if last.target not in RESHAPES or len(_shape(last)) != 3:
+        last = _side_by_side(node)
+        if last is None or len(parts) != 3 or len({part[0] for part in parts}) != 1:
             continue
-        kernel = avx512.PackedAttention(
+        geometry = (
             tuple(start for _, start, _ in parts), tuple(_shape(arg)[1] for arg in node.args), parts[0][2],
             node.kwargs["causal"], node.kwargs["scale"],
         )  # fmt: skip
-        _replace(graph, last, kernel.__call__, (parts[0][0],), {"mask": node.kwargs["mask"]})
+        product, mask = parts[0][0], node.kwargs["mask"]
+        if turned is None:
+            _replace(graph, last, avx512.PackedAttention(*geometry).__call__, (product,), {"mask": mask})
+        else:
+            kernel = avx512.CachedAttention(*geometry)
+            _replace(
+                graph, last, cache.attend, (turned.cache, turned.layer, kernel, product, turned.cos, turned.sin, mask)
+            )
+
+
+@dataclass(frozen=True)
+class _Turned:
+    heads: list[tuple[Node, int, int] | None]
+    cache: Node
+    layer: int
+    cos: Node
+    sin: Node
+
+
+def _rotated_and_cached(node: Node) -> _Turned | None:
+    """attention(rotary(q), append(cache, rotary(k)), append(cache, v))."""
+    q, k, v = node.args
+    if not (_calls(q, avx512.rotary) and _calls(k, cache.append) and _calls(v, cache.append)):
+        return None
+    (given, key, layer, _), value = k.args, v.args[1]
+    if (
+        not _calls(key, avx512.rotary)
+        or q.args[1:] != key.args[1:]
+        or any(len(part.users) != 1 for part in (q, k, v, key))
+    ):
+        return None
+    return _Turned([_heads_of(part) for part in (q.args[0], key.args[0], value)], given, layer, *q.args[1:])
+
+
+def _side_by_side(node: Node) -> Node | None:
+    """The node (batch, length, heads · width) that this attention's output becomes."""
+    last = node
+    user = _only_user(last)
+    if user is not None and user.target in RESHAPES and _same(user, last):
+        last = user
+    for targets in ((aten.transpose.int,), RESHAPES):
+        user = _only_user(last)
+        last = user if user is not None and user.target in targets else last
+    return last if last.target in RESHAPES and len(_shape(last)) == 3 else None
 
 
 RESHAPES = (

@@ -5,6 +5,7 @@ that one machine can stand in for several.
 """
 
 from autoquant.runtimes.native.avx512.attention import PackedAttention, attention, rotary
+from autoquant.runtimes.native.avx512.decoding import CachedAttention
 from autoquant.runtimes.native.avx512.library import available, runs
 from autoquant.runtimes.native.avx512.linear import PANEL, PackedLinear, can_join, join
 from autoquant.runtimes.native.avx512.rows import OUT_OF_RANGE, Norm, embed
@@ -13,6 +14,7 @@ from autoquant.runtimes.native.avx512.tape import Tape, recording
 __all__ = [
     "OUT_OF_RANGE",
     "PANEL",
+    "CachedAttention",
     "Norm",
     "PackedAttention",
     "PackedLinear",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Callable
 
 import torch
@@ -28,13 +29,14 @@ def attention(
     batch, heads, queries, width = q.shape
     q, k, v = (t if t.stride(-1) == 1 else dense(t) for t in (q, k, v))
     y = q.new_empty(batch, queries, heads, width)
-    kind, strides = 0, _NOWHERE
+    kind, strides = 0, NOWHERE
     if mask is not None:
-        mask = _readable(mask, (batch, heads, queries, k.shape[2]))
-        kind, strides = _MASKS[mask.dtype], mask.stride()
+        mask = readable(mask, (batch, heads, queries, k.shape[2]))
+        kind, strides = MASKS[mask.dtype], mask.stride()
     found = _attention_call(
-        q.shape, k.shape, q.stride(), k.stride(), v.stride(), strides, scale, causal, q.dtype is torch.bfloat16, kind
-    )
+        q.shape, k.shape, q.stride(), k.stride(), v.stride(), strides, scale, causal, q.dtype is torch.bfloat16, kind,
+        threading.get_ident(),
+    )  # fmt: skip
     found.q, found.k, found.v, found.y = q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr()
     found.mask = None if mask is None else mask.data_ptr()
     run(found, [q, k, v, y, mask])
@@ -57,24 +59,16 @@ class PackedAttention:
         """x: (batch, length, columns), mask as for `attention` → (batch, length, heads · width)."""
         batch, length, columns = x.shape
         q, k, _ = self.heads
-        kind, strides = 0, _NOWHERE
+        kind, strides = 0, NOWHERE
         if mask is not None:
-            mask = _readable(mask, (batch, q, length, length))
-            kind, strides = _MASKS[mask.dtype], mask.stride()
+            mask = readable(mask, (batch, q, length, length))
+            kind, strides = MASKS[mask.dtype], mask.stride()
         axes = (length * columns, self.width, columns, 1)
         bf16 = x.dtype is torch.bfloat16
         found = _attention_call(
-            (batch, q, length, self.width),
-            (batch, k, length),
-            axes,
-            axes,
-            axes,
-            strides,
-            self.scale,
-            self.causal,
-            bf16,
-            kind,
-        )
+            (batch, q, length, self.width), (batch, k, length), axes, axes, axes, strides, self.scale, self.causal, bf16, kind,
+            threading.get_ident(),
+        )  # fmt: skip
         y = x.new_empty(batch, length, q * self.width)
         start, size = x.data_ptr(), 2 if bf16 else 4
         found.q, found.k, found.v = (start + size * column for column in self.starts)
@@ -83,17 +77,17 @@ class PackedAttention:
         return y
 
 
-def _readable(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+def readable(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     """A mask that the kernel reads: bool, float32 or bfloat16, its last dimension dense (or, of bools, one for all)."""
-    if mask.dtype not in _MASKS:
+    if mask.dtype not in MASKS:
         given, mask = mask, mask.float()
         note(mask.copy_, given)
     mask = mask.expand(shape)
     return mask if mask.stride(-1) == 1 or (mask.dtype is torch.bool and mask.stride(-1) == 0) else dense(mask)
 
 
-_NOWHERE: tuple[int, ...] = (0, 0, 0, 0)
-_MASKS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
+NOWHERE: tuple[int, ...] = (0, 0, 0, 0)
+MASKS = {torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -108,20 +102,16 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     rows, width = x.shape[2:]
     x, cos, sin = x if x.stride(-1) == 1 else dense(x), dense(cos), dense(sin)
     y = x.new_empty(x.shape)
-    found = _rotary_call(
-        x.shape,
-        (x.stride(0), x.stride(1), x.stride(2)),
-        0 if cos.shape[0] == 1 else rows * width,
-        x.dtype is torch.bfloat16,
-    )
+    strides = (*x.stride()[:3], *y.stride()[:2], 0 if cos.shape[0] == 1 else rows * width)
+    found = _rotary_call(x.shape, strides, x.dtype is torch.bfloat16, threading.get_ident())
     found.x, found.cos, found.sin, found.y = x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr()
     run(found, [x, cos, sin, y])
     return y
 
 
 @functools.lru_cache(256)
-def _rotary_call(shape: tuple[int, ...], strides: tuple[int, ...], c_batch: int, bf16: bool) -> _RotaryCall:
-    call = _RotaryCall(None, None, None, None, *shape, *strides, c_batch, bf16)
+def _rotary_call(shape: tuple[int, ...], strides: tuple[int, ...], bf16: bool, thread: int) -> _RotaryCall:
+    call = _RotaryCall(None, None, None, None, *shape, *strides, bf16)
     call.address, call.run = ctypes.addressof(call), kernels().rotary
     return call
 
@@ -149,7 +139,7 @@ class _Kept:
 
 
 def run(struct: _AttentionCall | _RotaryCall, tensors: list[Tensor | None]) -> None:
-    """Run the kernel. The struct serves every call of its geometry, so a tape gets a copy."""
+    """Run the kernel. The struct serves every call of its geometry by this thread, so a tape gets a copy."""
     if recorded():
         note(_Kept(struct, tensors))
     struct.run(struct.address, torch.get_num_threads())
@@ -158,9 +148,9 @@ def run(struct: _AttentionCall | _RotaryCall, tensors: list[Tensor | None]) -> N
 @functools.lru_cache(256)
 def _attention_call(
     q: tuple, k: tuple, q_strides: tuple, k_strides: tuple, v_strides: tuple, mask_strides: tuple, scale: float | None,
-    causal: bool, bf16: bool, kind: int,
+    causal: bool, bf16: bool, kind: int, thread: int,
 ) -> _AttentionCall:  # fmt: skip
-    """What is the same in every call of one geometry; the pointers are filled in by each."""
+    """What is the same in every call of one geometry by one thread; the pointers are filled in by each."""
     batch, heads, queries, width = q
     strides = [axes[i] for axes in (q_strides, k_strides, v_strides) for i in (0, 2, 1)]
     call = _AttentionCall(

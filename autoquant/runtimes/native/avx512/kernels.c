@@ -504,25 +504,31 @@ void norm(const void *x, const float *weight, const float *bias, void *y, int64_
 
 typedef struct {
     const void *x, *cos, *sin;  /* x (batch, heads, rows, width) by its strides; cos, sin (batch or 1, rows, width), dense */
-    void *y;  /* (batch, heads, rows, width), dense */
-    int64_t batch, heads, rows, width, x_batch, x_head, x_row, c_batch;  /* strides in elements */
+    void *y;  /* (batch, heads, rows, width), its rows dense */
+    int64_t batch, heads, rows, width, x_batch, x_head, x_row, y_batch, y_head, c_batch;  /* strides in elements */
     int32_t bf16;
 } Rotary;
 
-void rotary(const Rotary *t, int threads) {
+static void rotate(const Rotary *t, int64_t x, int64_t y, int64_t at) {
     const int64_t half = t->width / 2;
     const int bf16 = t->bf16;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && t->batch * t->heads * t->rows * half > 65536)
+    for (int64_t c = 0; c < half; c += 16) {
+        const __mmask16 k = first(half - c);
+        const __m512 low = get(t->x, x + c, bf16, k), high = get(t->x, x + half + c, bf16, k);
+        put(t->y, y + c, bf16, k, _mm512_fnmadd_ps(high, get(t->sin, at + c, bf16, k), _mm512_mul_ps(low, get(t->cos, at + c, bf16, k))));
+        put(t->y, y + half + c, bf16, k,
+            _mm512_fmadd_ps(low, get(t->sin, at + half + c, bf16, k), _mm512_mul_ps(high, get(t->cos, at + half + c, bf16, k))));
+    }
+}
+/* Without cos: a copy. */
+void rotary(const Rotary *t, int threads) {
+    const int64_t size = t->bf16 ? 2 : 4;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && t->batch * t->heads * t->rows * t->width > 131072)
     for (int64_t i = 0; i < t->batch * t->heads * t->rows; i++) {
         const int64_t row = i % t->rows, h = i / t->rows % t->heads, b = i / t->rows / t->heads;
-        const int64_t x = b * t->x_batch + h * t->x_head + row * t->x_row, at = b * t->c_batch + row * t->width, y = i * t->width;
-        for (int64_t c = 0; c < half; c += 16) {
-            const __mmask16 k = first(half - c);
-            const __m512 low = get(t->x, x + c, bf16, k), high = get(t->x, x + half + c, bf16, k);
-            put(t->y, y + c, bf16, k, _mm512_fnmadd_ps(high, get(t->sin, at + c, bf16, k), _mm512_mul_ps(low, get(t->cos, at + c, bf16, k))));
-            put(t->y, y + half + c, bf16, k,
-                _mm512_fmadd_ps(low, get(t->sin, at + half + c, bf16, k), _mm512_mul_ps(high, get(t->cos, at + half + c, bf16, k))));
-        }
+        const int64_t x = b * t->x_batch + h * t->x_head + row * t->x_row, y = b * t->y_batch + h * t->y_head + row * t->width;
+        if (t->cos) rotate(t, x, y, b * t->c_batch + row * t->width);
+        else memcpy((char *)t->y + y * size, (const char *)t->x + x * size, t->width * size);
     }
 }
 
@@ -718,6 +724,15 @@ void attention(const Attention *t, int threads) {
     }
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && t->batch * t->heads * t->queries * t->keys > 4096)
     for (int64_t i = 0; i < t->batch * heads; i++) attend(t, i / heads, i % heads);
+}
+
+/* A step of decoding: queries are rotated, keys rotated into the cache, values copied there, and then it is attended to. */
+typedef struct { Rotary q, k, v; Attention attend; } Cached;
+void cached_attention(const Cached *t, int threads) {
+    rotary(&t->q, threads);
+    rotary(&t->k, threads);
+    rotary(&t->v, threads);
+    attention(&t->attend, threads);
 }
 
 #else

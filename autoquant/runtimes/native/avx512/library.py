@@ -40,9 +40,14 @@ class Attention(ctypes.Structure):
 class Rotary(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "cos", "sin", "y")),
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "rows", "width", "x_batch", "x_head", "x_row", "c_batch")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "rows", "width")),
+        *((name, ctypes.c_int64) for name in ("x_batch", "x_head", "x_row", "y_batch", "y_head", "c_batch")),
         ("bf16", ctypes.c_int32),
     ]  # fmt: skip
+
+
+class Cached(ctypes.Structure):
+    _fields_ = [("q", Rotary), ("k", Rotary), ("v", Rotary), ("attend", Attention)]
 
 
 @functools.cache
@@ -60,7 +65,8 @@ def library() -> ctypes.CDLL | None:
     found.attention.argtypes = [pointer, number]
     found.embed.argtypes = [pointer] * 5 + [count, count, count, number, number]
     found.rotary.argtypes = [pointer, number]
-    for name in ("pack_linear", "linear", "norm", "attention", "rotary"):
+    found.cached_attention.argtypes = [pointer, number]
+    for name in ("pack_linear", "linear", "norm", "attention", "rotary", "cached_attention"):
         getattr(found, name).restype = None
     return found
 
