@@ -66,7 +66,9 @@ def test_every_command_of_the_readme_runs(tmp_path):
     environment = {**os.environ, "PATH": path, "AUTOQUANT_GRAPH": "1"}  # the other tests go without, see conftest
     for line in commands():
         done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode in ANSWERS.get(line.split()[1], (0,)), f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert done.returncode in ANSWERS.get(line.split()[1], (0,)), (
+            f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        )
     report = json.loads((tmp_path / "runs" / "default-1" / "report.json").read_text())
     assert report["verdict"] == "PASS"
     assert report["metric"]["upper_bound"] <= 0.01

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,10 @@ from autoquant.errors import AutoquantError, ModelError
 class Worker:
     """A process of `worker.py`.
 
+    Args:
+        folder: where the job is written.
+        environment: variables beside those of this process.
+
     Attributes:
         hello: what it said when the checkpoint was loaded.
 
@@ -27,15 +32,22 @@ class Worker:
         AutoquantError: the checkpoint cannot be loaded, or the process ended.
     """
 
-    def __init__(self, path: Path, threads: int, folder: Path, *, trust_remote_code: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        folder: Path,
+        *,
+        trust_remote_code: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.threads = threads
         job = folder / f"threads-{threads}.json"
         artifacts.write_json(job, {"path": str(path), "threads": threads, "trust_remote_code": trust_remote_code})
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `stop`
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "autoquant.bench.worker", str(job)],
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -94,7 +94,9 @@ def measure_price(
     base_ms = {}
     for base in searched:
         rest = max(0.0, served[base][0] - sum(layer_ms[base][layer.name][base] for layer in inventory.layers))
-        maps = sample_maps(inventory.layers, {name: tuple(row) for name, row in layer_ms[base].items()}, base)
+        # A layer that no input reaches stays as it is: it has no calibrated range either.
+        reached = {name: tuple(row) if any(row.values()) else () for name, row in layer_ms[base].items()}
+        maps = sample_maps(inventory.layers, reached, base)
         times = _time_maps(assembler, base, maps, task, example, max_seconds * 0.3 / len(searched))
         corrected = correct(base, layer_ms[base], rest, maps[: len(times)], times)
         layer_ms[base], base_ms[base] = corrected.layer_ms, corrected.base_ms

@@ -119,8 +119,8 @@ def test_models_whose_inputs_cannot_be_made_up(tmp_path: Path) -> None:
 
 def test_a_worker_that_fails_says_why(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(AutoquantError, match="loading the checkpoint: There is no checkpoint folder"):
-        Worker(tmp_path / "nowhere", 1, tmp_path, trust_remote_code=False)
-    with Worker(checkpoint, 1, tmp_path, trust_remote_code=False) as worker:
+        Worker(tmp_path / "nowhere", 1, tmp_path)
+    with Worker(checkpoint, 1, tmp_path) as worker:
         with pytest.raises(ModelError, match="running 1 × 4000 on 1 threads: The model does not run"):
             worker.ask("prepare", batch_size=1, seq_len=4000)
         with pytest.raises(AutoquantError, match="ended when running"):
