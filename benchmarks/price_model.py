@@ -1,10 +1,9 @@
 """Does the price model say the truth? Milliseconds that it predicts for random maps against measured ones, end to end.
 
 For each model and shape the price stage runs as it does in a search. Then maps that draw a scheme for every layer at random
-are predicted (`Price.ms_of`) and measured: assembled and served as a checkpoint is, with the graph and fused kernels that
-a prediction from single layers knows nothing of. All maps take turns, in a new order each round, beside the float32 model;
-as in the search, a map's time is its ratio to that anchor times what the price stage measured of it, so that a machine that
-drifts between the two does not count.
+(not those that the price stage itself measures) are predicted (`Price.ms_of`) and measured: assembled and served as a
+checkpoint is, with the graph and its fused kernels. All maps take turns, in a new order each round, beside the float32 model
+as it is written, which tells how far the machine moved between the price stage and the maps.
 """
 
 from __future__ import annotations
@@ -80,11 +79,11 @@ def random_maps(session: Session, bases: list[str], count: int, seed: int) -> li
     return found
 
 
-def measure(session: Session, maps: list[Map], rounds: int, seed: int) -> tuple[list[float], list[float], float]:
-    """Median ms of each map, half the interquartile range, and the median ms of the anchor, in turns."""
+def measure(session: Session, maps: list[Map], rounds: int, seed: int) -> tuple[list[tuple[float, float]], float]:
+    """Median ms and half the interquartile range of each map, and the median ms of the float32 model, in turns."""
     example = session.task.example(session.batch_size, session.seq_len)
     anchor = forward_call(session.model, session.task, example)
-    ratios: list[list[float]] = [[] for _ in maps]
+    times: list[list[float]] = [[] for _ in maps]
     anchors: list[float] = []
     draw = random.Random(seed)
     for _ in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
@@ -92,9 +91,8 @@ def measure(session: Session, maps: list[Map], rounds: int, seed: int) -> tuple[
             if number % ANCHOR_EVERY == 0:
                 anchors.append(_round(anchor))
             model = session.assembler.assemble(maps[place].layers, maps[place].base_dtype)
-            ratios[place].append(_round(forward_call(model, session.task, example)) / anchors[-1])
-    middle = float(np.median(anchors))
-    return [spread(r)[0] * middle for r in ratios], [spread(r)[1] * middle for r in ratios], middle
+            times[place].append(_round(forward_call(model, session.task, example)))
+    return [spread(one) for one in times], float(np.median(anchors))
 
 
 def _round(call: Any) -> float:
@@ -127,43 +125,38 @@ def run_case(name: str, case: Case, args: Any) -> list[dict[str, Any]]:
             tuple(dict.fromkeys(("float32", *session.space.base_dtypes))), batch_size=batch_size, seq_len=seq_len,
         )  # fmt: skip
         maps = random_maps(session, list(price.layer_ms), args.maps, args.seed)
-        measured, noise, anchor = measure(session, maps, args.rounds, args.seed)
-        found.append(judge(name, session, price, maps, measured, noise, anchor))
+        measured, anchor = measure(session, maps, args.rounds, args.seed)
+        found.append(judge(name, session, price, maps, measured, anchor))
         print(table([found[-1]], COLUMNS), flush=True)
     return found
 
 
 def judge(
-    name: str, session: Session, price: Price, maps: list[Map], measured: list[float], noise: list[float], anchor: float
+    name: str, session: Session, price: Price, maps: list[Map], measured: list[tuple[float, float]], anchor: float
 ) -> dict[str, Any]:
-    """The figures of one shape; times are scaled to the anchor as the price stage measured it."""
-    scale = price.model_ms["float32"] / anchor
+    """The figures of one shape."""
     predicted = [price.ms_of(one.base_dtype, one.layers) for one in maps]
-    errors = [100 * (p / (m * scale) - 1) for p, m in zip(predicted, measured, strict=True)]
-    raw = [100 * abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)]
-    shape = str(session.batch_size) + (f"x{session.seq_len}" if session.seq_len else "")
+    errors = [100 * (p / ms - 1) for p, (ms, _) in zip(predicted, measured, strict=True)]
     return {
         "model": name,
-        "shape": shape,
+        "shape": str(session.batch_size) + (f"x{session.seq_len}" if session.seq_len else ""),
         "maps": len(maps),
         "error %": float(np.mean(np.abs(errors))),
         "worst %": float(np.max(np.abs(errors))),
         "bias %": float(np.mean(errors)),
-        "rank": float(spearmanr(predicted, measured).statistic),
-        "unscaled %": float(np.mean(raw)),
-        "noise %": 100 * float(np.median([n / m for n, m in zip(noise, measured, strict=True)])),
+        "rank": float(spearmanr(predicted, [ms for ms, _ in measured]).statistic),
+        "noise %": float(np.median([100 * noise / ms for ms, noise in measured])),
+        "moved %": 100 * (anchor / price.model_ms["float32"] - 1),
         "price s": price.seconds,
-        "anchor_ms": anchor,
-        "price_anchor_ms": price.model_ms["float32"],
         "details": [
-            {"base_dtype": one.base_dtype, "palette": one.palette, "predicted_ms": p, "measured_ms": m * scale,
-             "noise_ms": n * scale, "error_percent": e}
-            for one, p, m, n, e in zip(maps, predicted, measured, noise, errors, strict=True)
+            {"base_dtype": one.base_dtype, "palette": one.palette, "predicted_ms": p, "measured_ms": ms,
+             "noise_ms": noise, "error_percent": error}
+            for one, p, (ms, noise), error in zip(maps, predicted, measured, errors, strict=True)
         ],
     }  # fmt: skip
 
 
-COLUMNS = ("model", "shape", "maps", "error %", "worst %", "bias %", "rank", "unscaled %", "noise %", "price s")
+COLUMNS = ("model", "shape", "maps", "error %", "worst %", "bias %", "rank", "noise %", "moved %", "price s")
 
 
 def main() -> None:
