@@ -1,10 +1,10 @@
 """Is a map the fastest on the hardware that it was found for? One machine stands in for three.
 
 ONEDNN_MAX_CPU_ISA caps the instructions that oneDNN uses, and autoquant's own kernels with it. `autoquant search` runs on the
-same model and data under each cap, in a process of its own; then every shipped checkpoint is timed under every cap, each of
-the nine in a process of its own, in turns and in a new order each round. What should come out: different maps, and in every
-row of the table the smallest time on the diagonal. What the cap does not reach: float32 products (torch multiplies those with
-MKL), and torch's own vector code.
+same model and data under each cap, in a process of its own; then every shipped checkpoint is timed under every cap, each in
+a process of its own, in turns and in a new order each round, and the float32 model with them. What should come out: different
+maps, and in every row of the table the smallest time on the diagonal. What the cap does not reach: float32 products (torch
+multiplies those with MKL), and torch's own vector code.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ ISAS = {"all": "DEFAULT", "AVX512_VNNI": "AVX512_CORE_VNNI", "AVX2": "AVX2"}
 """Name in the tables → value of ONEDNN_MAX_CPU_ISA."""
 SECONDS = 0.3
 """Of timing for each checkpoint in a round."""
+FLOAT = "float32 model"
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,16 @@ def search(isa: str, job: str, args: Any, out: Path) -> Found:
     return Found(isa, out / "checkpoint", layer_map.base_dtype, dict(layer_map.layers), report)
 
 
-def measure(found: list[Found], shape: dict[str, int], args: Any) -> dict[tuple[str, str], tuple[float, float]]:
-    """(ISA timed on, ISA found on) → median ms and half the interquartile range of the rounds' medians."""
+def measure(paths: dict[str, Path], shape: dict[str, int], args: Any) -> dict[tuple[str, str], tuple[float, float]]:
+    """(ISA timed on, key of `paths`) → median ms and half the interquartile range of the rounds' medians."""
     request = {"batch_size": shape["batch_size"], "seq_len": shape.get("seq_len")}
     with ExitStack() as stack:
         workers = {}
         for isa, cap in ISAS.items():
-            for one in found:
+            for name, path in paths.items():
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autoquant-isa-")))
-                worker = Worker(one.checkpoint, args.threads, folder, environment={"ONEDNN_MAX_CPU_ISA": cap})
-                workers[isa, one.isa] = stack.enter_context(worker)
+                worker = Worker(path, args.threads, folder, environment={"ONEDNN_MAX_CPU_ISA": cap})
+                workers[isa, name] = stack.enter_context(worker)
         for worker in workers.values():
             worker.ask("prepare", **request)
         times: dict[tuple[str, str], list[float]] = {key: [] for key in workers}
@@ -87,15 +88,14 @@ def measure(found: list[Found], shape: dict[str, int], args: Any) -> dict[tuple[
     return {key: spread(values) for key, values in times.items()}
 
 
-def verdict(isa: str, found: list[Found], ms: dict[tuple[str, str], tuple[float, float]]) -> str:
+def verdict(isa: str, ms: dict[tuple[str, str], tuple[float, float]]) -> str:
     """Whether the map found on this ISA is the fastest of all on it; closer than the spreads is a tie."""
     own, noise = ms[isa, isa]
     faster = []
-    for other in found:
-        theirs, their_noise = ms[isa, other.isa]
-        if other.isa != isa and theirs < own:
-            within = own - theirs <= float(np.hypot(noise, their_noise))
-            faster.append(f"{'tied with' if within else 'slower than'} that of {other.isa}")
+    for (timed_on, name), (theirs, their_noise) in ms.items():
+        if timed_on == isa and name != isa and theirs < own:
+            tied = own - theirs <= float(np.hypot(noise, their_noise))
+            faster.append(f"{'tied with' if tied else 'slower than'} {name}")
     return ", ".join(faster) or "fastest"
 
 
@@ -132,7 +132,7 @@ def main() -> None:
     arguments.add_argument("--job", default="minilm-stsb", help=f"of {', '.join(JOBS)}")
     arguments.add_argument("--budget", type=float, default=0.01, help="allowed drop")
     arguments.add_argument("--runs", type=Path, help="keep the run folders there; finished ones are used again")
-    arguments.add_argument("--rounds", type=int, default=15, help="turns of each of the nine")
+    arguments.add_argument("--rounds", type=int, default=15, help="turns of each")
     arguments.add_argument("--extra", default="", help="more arguments for autoquant search, in one string")
     args = arguments.parse_args()
     try:
@@ -144,12 +144,13 @@ def main() -> None:
         folder = args.runs or Path(scratch)
         found = [search(isa, args.job, args, folder / isa) for isa in ISAS]
         shape = found[0].report["shape"]
-        ms = measure(found, shape, args)
+        paths = {**{one.isa: one.checkpoint for one in found}, FLOAT: args.models / job.model}
+        ms = measure(paths, shape, args)
     maps, apart = [describe(one) for one in found], differences(found)
     rows = [
         {"timed on": isa}
-        | {f"map of {one.isa}": "{:.2f} ± {:.2f}".format(*ms[isa, one.isa]) for one in found}
-        | {"its own map is": verdict(isa, found, ms)}
+        | {name: "{:.2f} ± {:.2f}".format(*ms[isa, name]) for name in paths}
+        | {"its own map is": verdict(isa, ms)}
         for isa in ISAS
     ]
     print("\n" + table(maps, list(maps[0])))

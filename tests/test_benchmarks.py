@@ -17,9 +17,9 @@ from isa import Found, differences, verdict
 one = Found("all", Path(), "bfloat16", {"a": "int8", "b": "int8"}, {})
 two = Found("AVX2", Path(), "float32", {"a": "int8", "b": "float32"}, {})
 ms = {("all", "all"): (10.0, 0.1), ("all", "AVX2"): (20.0, 0.1), ("AVX2", "all"): (29.9, 0.2), ("AVX2", "AVX2"): (30.0, 0.2)}
-assert verdict("all", [one, two], ms) == "fastest"
-assert verdict("AVX2", [one, two], ms) == "tied with that of all"
-assert verdict("AVX2", [one, two], ms | {("AVX2", "all"): (25.0, 0.2)}) == "slower than that of all"
+assert verdict("all", ms) == "fastest"
+assert verdict("AVX2", ms) == "tied with all"
+assert verdict("AVX2", ms | {("AVX2", "all"): (25.0, 0.2)}) == "slower than all"
 assert differences([one, two]) == [{"maps": "all – AVX2", "layers that differ": 1, "of": 2, "base differs": "yes"}]
 """
 
