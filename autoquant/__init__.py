@@ -16,7 +16,7 @@ from autoquant.lazy import MODELS, after_import, serve
 __version__ = "0.1.0"
 
 _NAMES = {
-    **dict.fromkeys(("Result", "apply", "evaluate", "profile", "report", "resume", "search"), "autoquant.api"),
+    **dict.fromkeys(("Result", "apply", "bench", "evaluate", "profile", "report", "resume", "search"), "autoquant.api"),
     **dict.fromkeys(
         ("load", "read_layer_map", "register", "write_checkpoint", "write_layer_map"), "autoquant.checkpoint"
     ),
@@ -36,6 +36,7 @@ __all__ = [
     "UsageError",
     "Verdict",
     "apply",
+    "bench",
     "evaluate",
     "load",
     "profile",

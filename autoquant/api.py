@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from autoquant import artifacts, pipeline
+from autoquant.bench import run_bench
 from autoquant.certify.worker import run_job
 from autoquant.checkpoint import format_for, load, read_layer_map, write_checkpoint
 from autoquant.errors import FolderError, LayerMapError, UsageError
@@ -22,7 +23,8 @@ from autoquant.models.heads import head_of
 from autoquant.models.layers import inspect
 from autoquant.models.loading import architectures, load_model, load_processor, resolve, task_for
 from autoquant.profile import input_ranges
-from autoquant.session import Progress, Session
+from autoquant.report import render_bench_html
+from autoquant.session import Progress, Session, now
 from autoquant.settings import Settings
 from autoquant.tasks import TASKS, Task, make
 from autoquant.tasks.base import batches
@@ -30,6 +32,7 @@ from autoquant.values import LayerMap
 
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 RUNS = Path("runs")
+BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,52 @@ def evaluate(
         "bytes": artifacts.folder_bytes(path),
         "peak_memory_bytes": answer["peak_memory_bytes"],
     }
+
+
+def bench(
+    checkpoint: str | Path,
+    *,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    seq_lens: Sequence[int] | None = None,
+    threads: Sequence[int] | None = None,
+    seconds: float = 3.0,
+    out: str | Path | None = None,
+    trust_remote_code: bool = False,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Latency, throughput and memory of a checkpoint at many shapes, on random inputs; needs no task and no data.
+
+    It runs as `autoquant.load` loads it, each number of threads in a process of its own; one forward pass gives hidden
+    states, logits, or (language models) the logits of every position, without a cache.
+
+    Args:
+        checkpoint: folder, hub id or `default`, float or quantized.
+        seq_lens: tokens of each row; default: 128, or what the model takes. Not for images.
+        threads: default: torch's.
+        seconds: of timing for each shape, at least.
+        out: an HTML page is written there.
+
+    Returns:
+        `points`, one a shape: p50_ms, p90_ms, p99_ms (None of fewer than 100 calls), spread_ms, noise, items_per_s,
+        tokens_per_s, peak_memory_bytes, …; `best`, one for each number of threads and length: batch_size (None where the
+        machine was too noisy to tell, with the reason), like, saturates_at, …; `noisy`; the machine and the checkpoint.
+
+    Raises:
+        UsageError: a setting that cannot work, or a model whose inputs cannot be made up.
+        AutoquantError: the checkpoint cannot be loaded, or memory ran out.
+    """
+    if isinstance(checkpoint, nn.Module):
+        raise UsageError("A module cannot be opened in a fresh process: give the folder of a checkpoint.")
+    path, progress = resolve(str(checkpoint)), Progress(quiet)
+    with progress.bar("bench", "round") as update:
+        found = run_bench(
+            path, batch_sizes=batch_sizes, seq_lens=seq_lens, threads=threads or (torch.get_num_threads(),),
+            seconds=seconds, trust_remote_code=trust_remote_code, say=progress.say, advance=update,
+        )  # fmt: skip
+    found = {"checkpoint": str(checkpoint), "created": now(), **found}
+    if out is not None:
+        artifacts.write_text(Path(out), render_bench_html(found))
+    return found
 
 
 def report(folder: str | Path) -> Path:

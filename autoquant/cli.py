@@ -184,6 +184,48 @@ def evaluate(
     return 0
 
 
+@app.command(
+    epilog="[b]Examples[/b]\n\n"
+    "autoquant bench runs/default-1/checkpoint --out bench.html\n\n"
+    "autoquant bench ./my-model --batch-sizes 1,8,32 --seq-lens 16,128 --threads 1,2 --json\n\n"
+    "Exit code 4: the machine was too noisy to tell which batch size is best."
+)
+@takes(*_LAST)
+def bench(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Any checkpoint, float or quantized: folder, hub id, or 'default'.")
+    ],
+    batch_sizes: Annotated[str, typer.Option(help="Rows a call, separated by commas.")] = "1,2,4,8,16,32",
+    seq_lens: Annotated[
+        str | None, typer.Option(help="Tokens a row, separated by commas. Default: 128. Not for images.")
+    ] = None,
+    threads: Annotated[str | None, typer.Option(help="CPU threads, separated by commas. Default: torch's.")] = None,
+    seconds: Annotated[float, typer.Option(help="Seconds of timing for each shape, at least.")] = 3.0,
+    out: Annotated[Path | None, typer.Option(help="Write a page with pictures there (HTML).")] = None,
+    **given: Any,
+) -> int:
+    """Latency, throughput, best batch size and memory at many shapes. Needs no task and no data."""
+    # A typing mistake is answered before seconds of imports.
+    lists = {"batch_sizes": batch_sizes, "seq_lens": seq_lens, "threads": threads}
+    given |= {name: _counts(text, f"--{name.replace('_', '-')}") for name, text in lists.items() if text is not None}
+    from autoquant import api
+
+    as_json = given.pop("as_json")
+    given["quiet"] |= as_json
+    found = api.bench(checkpoint, seconds=seconds, out=out, **given)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        from rich.console import Console
+
+        from autoquant.report import render_bench_terminal
+
+        render_bench_terminal(found, Console())
+        if out is not None:
+            print(f"Page: {out}")
+    return api.EXIT_CODES["INCONCLUSIVE"] if found["noisy"] else 0
+
+
 @app.command(epilog="[b]Example[/b]\n\nautoquant report runs/default-1")
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> int:
     """Render the report of a run again."""
@@ -286,6 +328,13 @@ def _pairs(values: list[str] | None, option: str) -> dict[str, str | int] | None
             raise UsageError(f"{option} {value}: expected ROLE=NAME, as in {option} text=sentence.")
         found[role] = int(name) if name.isdecimal() else name
     return found
+
+
+def _counts(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text}: expected whole numbers, as in {option} 1,2,4.") from None
 
 
 def _numbers(values: list[str] | None, option: str) -> dict[str, int] | None:

@@ -20,12 +20,12 @@ PACKAGES = [name for name, path in MODULES.items() if path.name == "__init__.py"
 
 RANKS = (
     {"errors"},
-    {"artifacts", "values"},
+    {"artifacts", "memory", "values"},
     {"schemes"},
     {"models"},
     {"runtimes", "tasks"},
     {"evaluation"},
-    {"profile", "price", "search", "checkpoint", "certify", "report"},
+    {"profile", "price", "search", "checkpoint", "certify", "bench", "report"},
     {"settings", "catalogue"},
     {"session"},
     {"layer_maps"},
@@ -37,7 +37,7 @@ RANKS = (
     {"__main__"},
 )
 """From the bottom up. A module imports what stands below it, its own package, and, among the stages, what is named here."""
-BESIDE = {("certify", "checkpoint")}
+BESIDE = {("certify", "checkpoint"), ("bench", "checkpoint")}
 """A stage and another that it may import: the fresh process that measures a checkpoint has to load it."""
 ANYWHERE = {"lazy", ""}
 """The package itself serves its public names lazily."""

@@ -14,6 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
+ANSWERS = {"bench": (0, 4)}
+"""Exit codes other than 0 that are an answer: bench says with 4 that the machine was too busy to tell."""
 
 
 def blocks(language: str) -> list[str]:
@@ -48,7 +50,7 @@ def test_files_that_the_readme_links_to_exist():
 
 
 def test_every_command_of_the_readme_that_is_only_shown_is_a_real_one():
-    known = {"search", "profile", "apply", "evaluate", "report", "list"}
+    known = {"search", "profile", "apply", "evaluate", "bench", "report", "list"}
     shown = [
         line.split()[1] for block in blocks("text") for line in block.splitlines() if line.startswith("autoquant ")
     ]
@@ -64,7 +66,9 @@ def test_every_command_of_the_readme_runs(tmp_path):
     environment = {**os.environ, "PATH": path, "AUTOQUANT_GRAPH": "1"}  # the other tests go without, see conftest
     for line in commands():
         done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert done.returncode in ANSWERS.get(line.split()[1], (0,)), (
+            f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        )
     report = json.loads((tmp_path / "runs" / "default-1" / "report.json").read_text())
     assert report["verdict"] == "PASS"
     assert report["metric"]["upper_bound"] <= 0.01

@@ -6,10 +6,7 @@ float model. A job is plain JSON; so is the answer (per-item values in an npz be
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -24,6 +21,7 @@ from autoquant import artifacts
 from autoquant.checkpoint import load
 from autoquant.errors import AutoquantError
 from autoquant.evaluation import evaluate_split, forward_call, time_models
+from autoquant.memory import peak, reset_peak
 from autoquant.models.loading import architectures, load_model, load_processor
 from autoquant.runtimes.graph import as_written
 from autoquant.tasks import TASKS, from_spec
@@ -68,14 +66,14 @@ def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:
     """Load one checkpoint; measure peak memory at the shape, then item values and metric on a split."""
     task = from_spec(job["task"], load_processor(job["processor"], trust_remote_code=job["model"]["trust_remote_code"]))
     example = task.example(job["shape"]["batch_size"], job["shape"].get("seq_len"))
-    before = _reset_peak()
+    before = reset_peak()
     begin = time.perf_counter()
     model = _open(job["model"], task.name)
     load_seconds = time.perf_counter() - begin
     call = forward_call(model, task, example)
     for _ in range(2):
         call()
-    peak = _peak() - before
+    highest = peak() - before
     reference = None
     if job.get("reference"):
         with np.load(job["reference"]) as file:
@@ -104,7 +102,7 @@ def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:
         "metric": found.metric,
         "items": len(found.values),
         "values": str(values),
-        "peak_memory_bytes": max(0, peak),
+        "peak_memory_bytes": max(0, highest),
         "load_seconds": load_seconds,
         "seconds": found.seconds,
         "batch_size": found.batch_size,
@@ -124,26 +122,6 @@ def latency_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 JOBS = {"evaluate": evaluate_job, "latency": latency_job}
-
-
-def _reset_peak() -> int:
-    """Start a new peak; returns the resident bytes now."""
-    gc.collect()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
-
-
-def _peak() -> int:
-    """Highest resident bytes since `_reset_peak`."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main(path: str) -> int:

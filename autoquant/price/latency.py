@@ -1,8 +1,8 @@
 """Milliseconds of every choice, measured on the real kernels at the user's batch and sequence length.
 
 Layers of the same geometry are measured once. Within a geometry all schemes alternate, so that drift of a shared machine
-hits them alike. A half precision that is much slower than float32 here (float16 on most CPUs) is measured on the whole
-model only and left out of the search.
+hits them alike. Then whole models say what the layers cost among each other (`in_situ`). A half precision that is much
+slower than float32 here (float16 on most CPUs) is measured on the whole model only and left out of the search.
 """
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from torch import Tensor, nn
 
 from autoquant.evaluation import forward_call, time_models
 from autoquant.models.layers import Inventory, get_module
+from autoquant.price.in_situ import correct, sample_maps
 from autoquant.price.size import price_bytes
 from autoquant.runtimes.assemble import Assembler
 from autoquant.runtimes.graph import decelerated
 from autoquant.schemes import SCHEMES, project
-from autoquant.tasks.base import Task, to_device
+from autoquant.tasks.base import Batch, Task, to_device
 from autoquant.values import Layer, Price
 
+LEAST_MAPS = 9
+"""Whole models measured at least: more than there are figures to fit."""
+CALLS = 9
+"""Timed calls of each, if there is time."""
 HOPELESS = 1.25
 """A base dtype that takes this many times float32's time for the whole model is not searched."""
 
@@ -42,7 +47,8 @@ def measure_price(
     """Measure all (base dtype, layer, scheme); about `max_seconds` of wall clock in all.
 
     `Price.layer_ms` holds only the base dtypes worth searching; `Price.model_ms` holds all that were measured, as
-    transformers runs them. What is left of a model as it is served, less its layers, is `Price.base_ms`.
+    transformers runs them. What is left of a model as it is served, less its layers, is `Price.base_ms`. All kernels that
+    were built on the way are forgotten.
     """
     start = time.perf_counter()
     device = next(model.parameters()).device
@@ -66,7 +72,7 @@ def measure_price(
     layer_ms: dict[str, dict[str, dict[str, float]]] = {base: {} for base in searched}
     noise: dict[str, dict[str, dict[str, float]]] = {base: {} for base in searched}
     done, total = 0, len(kinds) * len(searched)
-    share = max_seconds * 0.7 / max(1, total)
+    share = max_seconds * 0.4 / max(1, total)
     for (*_, shape), layers in kinds.items():
         for base in searched:
             names = sorted({base, *schemes[layers[0].name]} - (set(SCHEMES) & set(base_dtypes)) | {base})
@@ -85,10 +91,15 @@ def measure_price(
                 noise[base][layer.name] = {name: found.get(name, (0.0, 0.0))[1] for name in names}
             done += 1
             progress(done, total)
-    base_ms = {
-        base: max(0.0, served[base][0] - sum(layer_ms[base][layer.name][base] for layer in inventory.layers))
-        for base in searched
-    }
+    base_ms = {}
+    for base in searched:
+        rest = max(0.0, served[base][0] - sum(layer_ms[base][layer.name][base] for layer in inventory.layers))
+        # A layer that no input reaches stays as it is: it has no calibrated range either.
+        reached = {name: tuple(row) if any(row.values()) else () for name, row in layer_ms[base].items()}
+        maps = sample_maps(inventory.layers, reached, base)
+        times = _time_maps(assembler, base, maps, task, example, max_seconds * 0.3 / len(searched))
+        corrected = correct(base, layer_ms[base], rest, maps[: len(times)], times)
+        layer_ms[base], base_ms[base] = corrected.layer_ms, corrected.base_ms
     layer_bytes, other = price_bytes(model, inventory, schemes, base_dtypes)
     shape_used = {"batch_size": batch_size}
     if seq_len is not None:
@@ -129,6 +140,22 @@ def _time_bases(calls: Mapping[str, Callable[[], None]], max_seconds: float) -> 
     return once | {
         base: ms for base, (ms, _) in time_models(worth, rounds=9, warmup=0, max_seconds=max_seconds).items()
     }
+
+
+def _time_maps(
+    assembler: Assembler, base: str, maps: Sequence[Mapping[str, str]], task: Task, example: Batch, max_seconds: float
+) -> list[float]:
+    """Median ms of whole models under the first of `maps`: all that there is time for, `LEAST_MAPS` at least."""
+    found: list[float] = []
+    start = time.perf_counter()
+    for layers in maps:
+        call = forward_call(assembler.assemble(layers, base), task, example)
+        found.append(time_models({"map": call}, rounds=CALLS, warmup=2, max_seconds=max_seconds / len(maps))["map"][0])
+        assembler.forget()  # kernels of every scheme at once would be many times the model
+        if len(found) >= LEAST_MAPS and time.perf_counter() - start > max_seconds:
+            break
+    assembler.assemble({}, base)
+    return found
 
 
 def _call(module: nn.Module, x: Tensor) -> Callable[[], None]:

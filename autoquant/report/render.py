@@ -61,15 +61,20 @@ def render_html(report: dict[str, Any]) -> str:
         CheckpointError: a key is missing or of the wrong type.
     """
     validate(report)
-    environment = Environment(
+    return environment().get_template("report.html.j2").render(_view(report))
+
+
+def environment() -> Environment:
+    """Templates of the package; a name that is not there is an error."""
+    found = Environment(
         loader=PackageLoader("autoquant.report"),
         autoescape=True,  # not select_autoescape: it decides by the extension, and .j2 would not be escaped
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["breakable"] = _breakable
-    return environment.get_template("report.html.j2").render(_view(report))
+    found.filters["breakable"] = _breakable
+    return found
 
 
 def _view(report: dict[str, Any]) -> dict[str, Any]:
@@ -88,8 +93,8 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         "facts": facts(report),
         "notes": report.get("notes") or [],
         "output_error": (report.get("profile") or {}).get("method") == "output-error",
-        "style": _asset("report.css"),
-        "script": _asset("report.js"),
+        "style": asset("report.css"),
+        "script": asset("report.js"),
     }
     return {**view, **(_run_view(report) if run else {})}
 
@@ -201,6 +206,6 @@ def _breakable(text: str) -> Markup:
     return Markup("<wbr>").join(kept)
 
 
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
     """A stylesheet or script that is shipped with the package, to be written into the page as it is."""
     return Markup((files("autoquant.report") / "templates" / name).read_text(encoding="utf8"))

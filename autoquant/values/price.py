@@ -13,15 +13,16 @@ class Price:
 
     One convention everywhere: **bytes** are what the checkpoint stores, scales and zero points included; a
     **latency** is the median wall clock in milliseconds of one forward pass of the whole model at `shape`, all inputs
-    in memory. The layers' own milliseconds are measured alone and predict the whole:
-    T = base_ms[base] + Σ ms[base][layer][scheme].
+    in memory. The layers' own milliseconds are measured alone, corrected by those of whole models, and predict the whole:
+    T = base_ms[base] + Σ ms[base][layer][scheme]. Where a kernel also does what surrounds its layer, that is part of the sum:
+    a layer's cheapest scheme may cost nothing, and so may the rest.
 
     Attributes:
         layer_bytes: base dtype → layer → scheme → bytes (tied layers: the owner pays, the others 0).
         other_bytes: base dtype → bytes of everything that is not a layer.
         layer_ms: base dtype → layer → scheme → median ms.
-        layer_ms_noise: base dtype → layer → scheme → half the interquartile range, ms.
-        base_ms: base dtype → ms of everything that is not a layer.
+        layer_ms_noise: base dtype → layer → scheme → half the interquartile range of the layer alone, ms.
+        base_ms: base dtype → ms of everything else.
         model_ms: base dtype → median ms of the whole float model, measured end to end.
         shape: {"batch_size": …, "seq_len": …} the latency holds for.
     """

@@ -289,6 +289,33 @@ def test_a_weight_may_start_anywhere_in_memory(runtime: Runtime) -> None:
     assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-2000:]}"
 
 
+EXTREMES = """
+import sys
+import torch
+from torch import nn
+from autoquant.models.layers import inspect
+from autoquant.runtimes import RUNTIMES
+from autoquant.schemes import SCHEMES, quantize
+source, scheme = nn.Linear(128, 64, bias=False), SCHEMES["int8-channel-sym/a8-token"]
+nn.init.constant_(source.weight, 1.0)
+(layer,) = inspect(nn.Sequential(source)).layers
+weight = quantize(source.weight, scheme.weights)
+module = RUNTIMES[sys.argv[1]]().build(layer, scheme, source, weight, base_dtype=torch.float32)
+y = module(torch.ones(32, 128))
+assert torch.allclose(y, torch.full_like(y, 128.0), rtol=0.01), y.flatten()[:4]
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE", "DEFAULT"])
+def test_codes_at_the_end_of_their_range_do_not_saturate(runtime: Runtime, isa: str) -> None:
+    """Products of processors without VNNI do, if nobody looks; oneDNN reads its cap when a process begins."""
+    done = subprocess.run(
+        [sys.executable, "-c", EXTREMES, runtime.name], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "ONEDNN_MAX_CPU_ISA": isa},
+    )  # fmt: skip
+    assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-2000:]}"
+
+
 @pytest.mark.parametrize("name", ["int8-channel-asym/a8-token", "int8-tensor-sym/a8-tensor", "int8-channel-sym"])
 def test_the_number_of_threads_changes_nothing(runtime: Runtime, name: str) -> None:
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ from autoquant.report.charts.axis import Axis, ticks
 from autoquant.report.charts.bars import cards
 from autoquant.report.charts.heatmap import heatmap, split_name
 from autoquant.report.charts.interval import interval, shared_axis
+from autoquant.report.charts.lines import THROUGHPUT, lines
 from autoquant.report.charts.tradeoff import tradeoffs
 
 from . import sample
@@ -153,3 +154,25 @@ def test_heatmap_of_odd_scores() -> None:
     chart = heatmap([{**base, "scores": {"x": None, "y": 0.0, "z": 1.0}}])
     assert chart is not None
     assert chart.blocks[0].rows[0].marks == ("void", "h0", "h11")
+
+
+def test_lines_stay_inside_and_rise_with_their_values() -> None:
+    point = {
+        "threads": 1,
+        "seq_len": 16,
+        "p50_ms": 2.0,
+        "p90_ms": 3.0,
+        "noise": 0.1,
+        "peak_memory_bytes": 1,
+        "noisy": False,
+    }
+    points = [point | {"batch_size": size, "items_per_s": 100.0 * size} for size in (1, 2, 8)]
+    points += [one | {"threads": 2, "noisy": True} for one in points]
+    drawn = lines(points, THROUGHPUT)
+    assert [line.name for line in drawn.lines] == ["1 thread, 16 tokens", "2 threads, 16 tokens"]
+    frame, dots = drawn.frame, drawn.lines[0].dots
+    assert frame.left < dots[0].x < dots[1].x < dots[2].x < frame.right
+    assert frame.bottom > dots[0].y > dots[1].y > dots[2].y > frame.top
+    assert all(frame.top <= dot.high < dot.y < dot.low <= frame.bottom for dot in dots)
+    assert not dots[0].hollow and drawn.lines[1].dots[0].hollow
+    assert [tick.text for tick in drawn.x_ticks] == ["1", "2", "8"]
