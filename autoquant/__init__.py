@@ -17,9 +17,8 @@ __version__ = "0.1.0"
 
 _NAMES = {
     **dict.fromkeys(("Result", "apply", "bench", "evaluate", "profile", "report", "resume", "search"), "autoquant.api"),
-    **dict.fromkeys(
-        ("load", "read_layer_map", "register", "write_checkpoint", "write_layer_map"), "autoquant.checkpoint"
-    ),
+    **dict.fromkeys(("export", "load"), "autoquant.exports"),
+    **dict.fromkeys(("read_layer_map", "register", "write_checkpoint", "write_layer_map"), "autoquant.checkpoint"),
     **dict.fromkeys(("AutoquantError", "UsageError"), "autoquant.errors"),
     **dict.fromkeys(("TASKS", "Task"), "autoquant.tasks"),
     **dict.fromkeys(("Budget", "LayerMap", "Scheme", "Verdict"), "autoquant.values"),
@@ -38,6 +37,7 @@ __all__ = [
     "apply",
     "bench",
     "evaluate",
+    "export",
     "load",
     "profile",
     "read_layer_map",

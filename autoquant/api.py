@@ -16,9 +16,10 @@ from torch import nn
 from autoquant import artifacts, pipeline
 from autoquant.bench import run_bench
 from autoquant.certify.worker import run_job
-from autoquant.checkpoint import format_for, load, read_layer_map, write_checkpoint
+from autoquant.checkpoint import format_for, read_layer_map, write_checkpoint
 from autoquant.errors import FolderError, LayerMapError, UsageError
 from autoquant.evaluation import evaluate_split, forward_call, time_models
+from autoquant.exports import load, weight_bytes
 from autoquant.models.heads import head_of
 from autoquant.models.layers import inspect
 from autoquant.models.loading import architectures, load_model, load_processor, resolve, task_for
@@ -249,7 +250,7 @@ def evaluate(
         "latency_noise_ms": times["noise"]["model"],
         "shape": job["shape"],
         "threads": job["threads"],
-        "bytes": artifacts.folder_bytes(path),
+        "bytes": weight_bytes(path),
         "peak_memory_bytes": answer["peak_memory_bytes"],
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from autoquant.errors import pick
+from autoquant.exports import EXPORTS
 from autoquant.runtimes import RUNTIMES
 from autoquant.schemes import SCHEMES
 from autoquant.search import STRATEGIES
@@ -31,8 +32,9 @@ CATALOGUES: dict[str, Callable[[], dict[str, str]]] = {
     "schemes": lambda: {name: _scheme(name) for name in SCHEMES},
     "tasks": lambda: {name: f"{', '.join(task.metrics)}: {_first_line(task)}" for name, task in TASKS.items()},
     "spaces": lambda: {name: load_space(name).description for name in names()},
-    "runtimes": lambda: {name: runtime().description() for name, runtime in RUNTIMES.items()},
+    "runtimes": lambda: {name: found.missing() or found().description() for name, found in RUNTIMES.items()},
     "strategies": lambda: {name: "" for name in STRATEGIES},
+    "exports": lambda: {name: found.missing() or _first_line(found) for name, found in EXPORTS.items()},
 }
 
 

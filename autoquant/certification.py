@@ -162,16 +162,19 @@ def _latencies(session: Session, paths: Mapping[str, Path | None]) -> dict[str, 
         models = {
             name: session.model
             if path is None
-            else load(path, model=copy.deepcopy(session.model), runtime=session.runtime)
+            else load(path, model=copy.deepcopy(session.model), runtime=None if name == "half" else session.runtime)
             for name, path in paths.items()
         }
         as_written(models["half"])
         found = time_models(
-            {name: forward_call(model, session.task, example) for name, model in models.items()}, rounds=25
+            {name: forward_call(model, session.task, example) for name, model in models.items()},
+            rounds=25,
+            rest_seconds=session.runtime.rest_seconds,
         )
         return {"ms": {n: ms for n, (ms, _) in found.items()}, "noise": {n: noise for n, (_, noise) in found.items()}}
     session.progress.say("  timing float32, half and quantized side by side in a fresh process …")
     job = {**_common_job(session), "kind": "latency", "rounds": 25, "max_seconds": 20.0,
+           "rest_seconds": session.runtime.rest_seconds,
            "models": {name: {**_model_item(session, path), "plain": name != "quantized"}
                       for name, path in paths.items()}}  # fmt: skip
     return run_job(job, session.folder / FRESH, "latency")
@@ -194,7 +197,7 @@ def _model_item(session: Session, path: Path | None) -> dict[str, Any]:
     settings = session.settings
     where = {"trust_remote_code": settings.trust_remote_code, "device": settings.device}
     if path is not None:
-        return {"path": str(path.resolve()), **where}
+        return {"path": str(path.resolve()), "runtime": session.runtime.name, **where}
     return {"path": str(session.loaded.path), "float": True, **where}
 
 

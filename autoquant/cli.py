@@ -238,7 +238,7 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> int:
 @app.command(name="list", epilog="[b]Example[/b]\n\nautoquant list schemes")
 @takes("as_json")
 def list_(
-    what: Annotated[str, typer.Argument(help="schemes, tasks, spaces, runtimes or strategies.")], **given: Any
+    what: Annotated[str, typer.Argument(help="schemes, tasks, spaces, runtimes, exports or strategies.")], **given: Any
 ) -> int:
     """What there is to choose from."""
     from autoquant.catalogue import catalogue
@@ -250,6 +250,32 @@ def list_(
         width = max(map(len, rows), default=0)
         for name, words in rows.items():
             print(f"{name:{width}}  {words}".rstrip())
+    return 0
+
+
+@app.command(
+    epilog="[b]Example[/b]\n\nautoquant export runs/default-1/checkpoint --format openvino --out ./openvino-model"
+)
+@takes("trust_remote_code", "as_json")
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Folder of a checkpoint that autoquant wrote.")],
+    format: Annotated[str, typer.Option("--format", help="openvino or onnx: see 'autoquant list exports'.")],
+    out: Annotated[Path, typer.Option(help="Folder of the export; must be empty, or hold an older one.")],
+    **given: Any,
+) -> int:
+    """Write a checkpoint for OpenVINO or ONNX Runtime: the same codes and scales."""
+    from autoquant import exports
+
+    written = exports.export(checkpoint, format, out, trust_remote_code=given["trust_remote_code"])
+    if given["as_json"]:
+        print(json.dumps(written, indent=1))
+    else:
+        for note in written["notes"]:
+            print(f"note: {note}")
+        print(
+            f"{out}: {written['file_bytes'] / 1e6:.1f} MB for {written['format']}. Certified was the checkpoint, not this."
+        )
+        print(f"Measure it: autoquant evaluate {out}")
     return 0
 
 

@@ -95,11 +95,19 @@ def evaluate_split(
 
 
 def time_models(
-    models: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 3, max_seconds: float = 20.0
+    models: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    warmup: int = 3,
+    max_seconds: float = 20.0,
+    rest_seconds: float = 0.0,
 ) -> dict[str, tuple[float, float]]:
     """Median and half the interquartile range, in ms, of each callable; calls alternate, so that drift hits all alike.
 
     At least `LEAST_ROUNDS` rounds are run, however slow.
+
+    Args:
+        rest_seconds: pause before each call. Threads of one engine that wait busily would disturb the next one's call.
     """
     for call in models.values():
         for _ in range(warmup):
@@ -111,6 +119,8 @@ def time_models(
     start = time.perf_counter()
     for number in range(rounds):
         for name, call in models.items():
+            if rest_seconds:
+                time.sleep(rest_seconds)
             begin = time.perf_counter()
             call()
             times[name].append((time.perf_counter() - begin) * 1e3)

@@ -61,16 +61,15 @@ def price_stage(session: Session) -> Price:
         session.seq_len,
         torch.get_num_threads(),
         session.runtime.description(),
-        session.space.base_dtypes,
+        session.base_dtypes,
     )
     made_from = session.stage_fingerprint("price", session.allowed, shape)
     path = session.folder / PRICE
     if (value := session.resume_from(path, made_from)) is not None:
         return Price.from_dict(value)
-    bases = tuple(dict.fromkeys(("float32", *session.space.base_dtypes)))
     with session.progress.bar("price", "kernel") as update:
         price = measure_price(
-            session.model, session.task, session.inventory, session.assembler, session.allowed, bases,
+            session.model, session.task, session.inventory, session.assembler, session.allowed, session.base_dtypes,
             batch_size=session.batch_size, seq_len=session.seq_len, progress=update,
         )  # fmt: skip
     price = replace(price, fingerprint=made_from)

@@ -20,7 +20,7 @@ from autoquant.artifacts import fingerprint, read_json
 from autoquant.errors import StaleError, UsageError, pick
 from autoquant.models.layers import Inventory, fingerprint_architecture, fingerprint_model, groups, inspect
 from autoquant.models.loading import Loaded, architectures, load_model, resolve, task_for
-from autoquant.runtimes import RUNTIMES, Runtime
+from autoquant.runtimes import Runtime, make_runtime
 from autoquant.runtimes.assemble import Assembler
 from autoquant.search import Space, allowed, load_space
 from autoquant.settings import Settings
@@ -134,7 +134,13 @@ class Session:
 
     @cached_property
     def runtime(self) -> Runtime:
-        return RUNTIMES[self.settings.runtime]()
+        return make_runtime(self.settings.runtime)
+
+    @cached_property
+    def base_dtypes(self) -> tuple[str, ...]:
+        """Those of the space that the runtime computes in, and float32, which everything is compared with."""
+        usable = (base for base in self.space.base_dtypes if self.runtime.cannot_compute(base) is None)
+        return tuple(dict.fromkeys(("float32", *usable)))
 
     @cached_property
     def space(self) -> Space:

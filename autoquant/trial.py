@@ -70,7 +70,11 @@ def make_evaluate(
         error = drop_error(task, "search", base.values, result.values, budget)
         expected = error * math.sqrt(len(result.values) / max(1, certification))
         times = time_models(
-            {"map": forward_call(model, task, example), "anchor": anchor}, rounds=7, warmup=1, max_seconds=3.0
+            {"map": forward_call(model, task, example), "anchor": anchor},
+            rounds=7,
+            warmup=1,
+            max_seconds=3.0,
+            rest_seconds=session.runtime.rest_seconds,
         )
         return Outcome(
             drop=drop,

@@ -25,7 +25,7 @@ RANKS = (
     {"models"},
     {"runtimes", "tasks"},
     {"evaluation"},
-    {"profile", "price", "search", "checkpoint", "certify", "bench", "report"},
+    {"profile", "price", "search", "checkpoint", "exports", "certify", "bench", "report"},
     {"settings", "catalogue"},
     {"session"},
     {"layer_maps"},
@@ -37,8 +37,8 @@ RANKS = (
     {"__main__"},
 )
 """From the bottom up. A module imports what stands below it, its own package, and, among the stages, what is named here."""
-BESIDE = {("certify", "checkpoint"), ("bench", "checkpoint")}
-"""A stage and another that it may import: the fresh process that measures a checkpoint has to load it."""
+BESIDE = {("certify", "exports"), ("exports", "checkpoint"), ("bench", "checkpoint")}
+"""A stage and another that it may import: an export is made from a checkpoint, and a fresh process has to load either."""
 ANYWHERE = {"lazy", ""}
 """The package itself serves its public names lazily."""
 
@@ -50,6 +50,9 @@ HOMES = {
     "jinja2": "report",
     "compressed_tensors": "checkpoint",
     "PIL": "tasks",
+    "openvino": "runtimes",
+    "onnx": "exports",
+    "onnxruntime": "exports",
 }
 
 

@@ -155,7 +155,7 @@ def test_a_misspelt_command(capsys):
     assert code == 2
 
 
-@pytest.mark.parametrize("what", ["schemes", "tasks", "spaces", "runtimes", "strategies"])
+@pytest.mark.parametrize("what", ["schemes", "tasks", "spaces", "runtimes", "exports", "strategies"])
 def test_list_prints_every_name_and_json(capsys, what):
     assert main(["list", what]) == 0
     text = capsys.readouterr().out

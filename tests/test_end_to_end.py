@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -63,6 +64,24 @@ def run(workplace: Path, model: Path, data: Path) -> Path:
     out = workplace / "run"
     assert main(arguments(model, data, out)) == 0
     return out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="the extra [openvino] is not installed")
+def test_the_main_job_on_another_runtime(model: Path, data: Path, tmp_path: Path) -> None:
+    out, ir = tmp_path / "run", tmp_path / "ir"
+    assert main(arguments(model, data, out, "--runtime", "openvino", "--quiet")) == 0
+    price = json.loads((out / "price.json").read_text())
+    assert price["runtime"] == "openvino" and "OpenVINO" in price["hardware"]
+    assert main(["export", str(out / "checkpoint"), "--format", "openvino", "--out", str(ir)]) == 0
+    ids = torch.arange(4, 30).reshape(2, 13)
+    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    served = autoquant.load(out / "checkpoint")  # on the runtime that it was found on
+    assert type(served.forward).__name__ == "EngineForward"
+    with torch.inference_mode():
+        found = served(**tokens).logits
+        ours = autoquant.load(out / "checkpoint", runtime="torch")(**tokens).logits.float()
+    assert torch.equal(found, autoquant.load(ir)(**tokens).logits)
+    assert torch.allclose(ours, found, atol=0.1 * float(ours.abs().max()))
 
 
 def read(run: Path) -> dict:

@@ -18,9 +18,9 @@ import torch
 from tqdm import tqdm
 
 from autoquant import artifacts
-from autoquant.checkpoint import load
 from autoquant.errors import AutoquantError
 from autoquant.evaluation import evaluate_split, forward_call, time_models
+from autoquant.exports import load
 from autoquant.memory import peak, reset_peak
 from autoquant.models.loading import architectures, load_model, load_processor
 from autoquant.runtimes.graph import as_written
@@ -58,7 +58,8 @@ def _open(item: dict[str, Any], task: str) -> torch.nn.Module:
     if item.get("float"):
         auto_class = TASKS[task].auto_class_for(architectures(item["path"]))
         return load_model(item["path"], auto_class, trust_remote_code=item["trust_remote_code"]).model.to(device)
-    model = load(item["path"], device=device, trust_remote_code=item["trust_remote_code"])
+    runtime = "torch" if item.get("plain") else item.get("runtime")
+    model = load(item["path"], device=device, runtime=runtime, trust_remote_code=item["trust_remote_code"])
     return as_written(model) if item.get("plain") else model
 
 
@@ -114,7 +115,9 @@ def latency_job(job: dict[str, Any]) -> dict[str, Any]:
     task = from_spec(job["task"], load_processor(job["processor"], trust_remote_code=job["trust_remote_code"]))
     example = task.example(job["shape"]["batch_size"], job["shape"].get("seq_len"))
     calls = {name: forward_call(_open(item, task.name), task, example) for name, item in job["models"].items()}
-    found = time_models(calls, rounds=job["rounds"], max_seconds=job["max_seconds"])
+    found = time_models(
+        calls, rounds=job["rounds"], max_seconds=job["max_seconds"], rest_seconds=job.get("rest_seconds", 0.0)
+    )
     return {
         "ms": {name: ms for name, (ms, _) in found.items()},
         "noise": {name: noise for name, (_, noise) in found.items()},

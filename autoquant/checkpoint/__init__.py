@@ -1,6 +1,7 @@
 """Write and load checkpoints, in formats that are one line each in `FORMATS`; read, check and apply layer maps."""
 
 from autoquant.checkpoint.apply import apply_map
+from autoquant.checkpoint.folder import whole_folder
 from autoquant.checkpoint.formats import FORMATS, format_for
 from autoquant.checkpoint.hf import register
 from autoquant.checkpoint.load import load
@@ -14,6 +15,7 @@ __all__ = [
     "load",
     "read_layer_map",
     "register",
+    "whole_folder",
     "write_checkpoint",
     "write_layer_map",
 ]

@@ -43,6 +43,16 @@ def inspect(model: nn.Module) -> Inventory:
     Raises:
         ModelError: no layer can be quantized.
     """
+    found = survey(model)
+    if not found.layers:
+        raise ModelError(
+            f"{type(model).__name__} has no layer that can be quantized (Linear, Conv1D of GPT-2, Conv2d, Embedding)."
+        )
+    return found
+
+
+def survey(model: nn.Module) -> Inventory:
+    """As `inspect`; the list may be empty, as it is of a model whose layers have all been exchanged."""
     owners: dict[int, str] = {}
     layers, skipped = [], []
     for name, module in model.named_modules():
@@ -67,10 +77,6 @@ def inspect(model: nn.Module) -> Inventory:
                 tied_to=owner if owner != name else None,
                 patchify=isinstance(module, nn.Conv2d) and _is_patchify(module),
             )
-        )
-    if not layers:
-        raise ModelError(
-            f"{type(model).__name__} has no layer that can be quantized (Linear, Conv1D of GPT-2, Conv2d, Embedding)."
         )
     return Inventory(tuple(layers), tuple(skipped))
 

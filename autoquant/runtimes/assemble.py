@@ -56,7 +56,7 @@ class Assembler:
         """The module that runs `scheme_name` for this layer in a model of `base_dtype`; built once."""
         if base_dtype not in self._copies:
             self._make_copy(base_dtype)
-        if scheme_name == base_dtype:
+        if scheme_name == base_dtype and not self.runtime.builds_floats:
             return self._floats[base_dtype, layer.name]
         key = (layer.name, scheme_name, base_dtype)
         if key not in self._modules:

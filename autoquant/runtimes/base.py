@@ -19,10 +19,18 @@ class Runtime(ABC):
     """
 
     name: ClassVar[str]
+    builds_floats: ClassVar[bool] = False
+    """A layer in the base dtype is a module of this runtime's, too, and not the model's own."""
+    rest_seconds: ClassVar[float] = 0.0
+    """For which a call beside it must be followed by nothing, so that it is timed alone: torch's threads wait busily."""
 
     @abstractmethod
     def supports(self, layer: Layer, scheme: Scheme) -> str | None:
         """None if the runtime can run `scheme` on `layer`, otherwise the reason it cannot."""
+
+    def cannot_compute(self, dtype: str) -> str | None:
+        """None if floats can be computed in `dtype` here, otherwise the reason not. Slowness is none: that is measured."""
+        return None
 
     @abstractmethod
     def build(
@@ -53,3 +61,21 @@ class Runtime(ABC):
     @abstractmethod
     def description(self) -> str:
         """Device and kernels in words, for reports: what a latency was measured on."""
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """None if it can be used in this installation, otherwise what to type so that it can."""
+        return None
+
+
+def cannot_have(layer: Layer, scheme: Scheme) -> str | None:
+    """Why no runtime can run `scheme` on a layer of this kind, or None."""
+    if scheme.weights is None:
+        return None
+    if layer.kind == "embedding":
+        if scheme.input is not None:
+            return "an embedding has no input to quantize"
+        return None if scheme.weights.strategy == "channel" else "embeddings are quantized per row (channel)"
+    if layer.kind == "conv2d" and scheme.input is not None and not layer.patchify:
+        return "int8 products only for convolutions whose kernel equals their stride"
+    return None

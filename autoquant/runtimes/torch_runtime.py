@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autoquant.errors import SchemeError
 from autoquant.runtimes import native
-from autoquant.runtimes.base import Runtime
+from autoquant.runtimes.base import Runtime, cannot_have
 from autoquant.runtimes.native import avx512
 from autoquant.schemes import QuantizedTensor, dequantize, quantize_input
 from autoquant.values import Layer, QuantizationArgs, Scheme
@@ -33,15 +33,7 @@ class TorchRuntime(Runtime):
     name = "torch"
 
     def supports(self, layer: Layer, scheme: Scheme) -> str | None:
-        if scheme.weights is None:
-            return None
-        if layer.kind == "embedding":
-            if scheme.input is not None:
-                return "an embedding has no input to quantize"
-            return None if scheme.weights.strategy == "channel" else "embeddings are quantized per row (channel)"
-        if layer.kind == "conv2d" and scheme.input is not None and not layer.patchify:
-            return "int8 products only for convolutions whose kernel equals their stride"
-        return None
+        return cannot_have(layer, scheme)
 
     def build(
         self,

@@ -256,6 +256,13 @@ def test_a_graph_serves_only_the_shapes_that_it_holds_for() -> None:
             assert torch.allclose(model(x), twin(x), atol=1e-6), length
 
 
+def test_a_module_with_a_length_is_copied_like_any_other() -> None:
+    model = TorchRuntime().serve(nn.Sequential(nn.Linear(4, 4)).eval())
+    twin = copy.deepcopy(model)
+    x = torch.randn(3, 4)
+    assert torch.equal(twin(x), model(x)) and twin[0] is not model[0]
+
+
 def test_a_copy_of_a_served_model_serves_itself(tmp_path: Path) -> None:
     model, *_ = assembled("bert", tmp_path / "m", "float32", (INT8,))
     batch = inputs("bert", 2, 6)

@@ -9,45 +9,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, export
+from torch.export import Dim, ExportedProgram, export
 from torch.utils._pytree import TreeSpec
 from transformers.pytorch_utils import Conv1D
 
 from autoquant.runtimes.graph import cache
+from autoquant.runtimes.operators import convolution, layer
+from autoquant.runtimes.portable import PortableLayer
 from autoquant.runtimes.torch_runtime import FloatLayer, Int8Conv2d, Int8Embedding, Int8Linear
-
-LAYERS: tuple[type[nn.Module], ...] = (Int8Linear, Int8Embedding, Int8Conv2d, FloatLayer, nn.Linear, nn.Embedding)
-
-
-@torch.library.custom_op("autoquant::layer", mutates_args=())
-def layer(x: Tensor, name: str, width: int, dtype: torch.dtype) -> Tensor:
-    """Stands for the module `name`: (…, in) → (…, width), or indices (…) → (…, width)."""
-    raise RuntimeError(f"The node of layer '{name}' was run without being lowered.")
-
-
-@layer.register_fake
-def _(x: Tensor, name: str, width: int, dtype: torch.dtype) -> Tensor:
-    return x.new_empty((*(x.shape[:-1] if x.dtype.is_floating_point else x.shape), width), dtype=dtype)
-
-
-@torch.library.custom_op("autoquant::patches", mutates_args=())
-def patches(x: Tensor, name: str, width: int, kernel: list[int], dtype: torch.dtype) -> Tensor:
-    """Stands for the patch embedding `name`: (batch, channels, height, width) → (batch, width, rows, columns)."""
-    raise RuntimeError(f"The node of layer '{name}' was run without being lowered.")
-
-
-@patches.register_fake
-def _(x: Tensor, name: str, width: int, kernel: list[int], dtype: torch.dtype) -> Tensor:
-    return x.new_empty((x.shape[0], width, x.shape[2] // kernel[0], x.shape[3] // kernel[1]), dtype=dtype)
-
-
-NODES = (torch.ops.autoquant.layer.default, torch.ops.autoquant.patches.default)
 
 
 @dataclass(frozen=True)
@@ -80,15 +55,26 @@ Size = int | tuple[str, int, int]
 """A constant, or (name, least, most) of one that varies."""
 
 
-def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Captured:
+def capture(model: nn.Module, inputs: Mapping[str, Any], decompositions: Any = None) -> Captured:
     """The graph of `model(**inputs)` for any batch size and, of token ids, masks and a cache, any length.
 
     Args:
         inputs: tensors (batch, …), plain values, which the graph is specialised to, and a cache of keys and values.
+        decompositions: operator → what it is written as, where the graph's reader does not know all of ATen.
 
     Raises:
         Exception: whatever torch.export says of a forward pass that depends on its data.
     """
+    program, found = record(model, inputs)
+    with quiet(), torch.no_grad():
+        if decompositions is not None:
+            program = program.run_decompositions(decompositions)
+        module = program.module(check_guards=False)
+    return Captured(module, found, program.call_spec.out_spec, inlined(model))
+
+
+def record(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[ExportedProgram, dict[str, tuple[Size, ...]]]:
+    """What `capture` makes its graph of, for engines that read such programs, and what it assumes of its inputs, in order."""
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in inputs.items() if name not in tensors and name != cache.NAME}
     axes = {name: value.dim() if value.dim() <= 2 else 1 for name, value in tensors.items()}
@@ -101,10 +87,9 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Captured:
             dynamic[cache.NAME] = {0: Dim.AUTO, 2: Dim.AUTO}
     example = {name: _several_rows(value) for name, value in tensors.items()}
     call = _Call(model, plain, layers)
-    with _marked(model), _quiet(), torch.no_grad():
+    with _marked(model), quiet(), torch.no_grad():
         program = export(call, (example,), dynamic_shapes={"tensors": dynamic}, strict=False)
-        module = program.module(check_guards=False)
-    return Captured(module, _sizes(program, tensors), program.call_spec.out_spec, inlined(model))
+    return program, _assumed(program, tensors)
 
 
 class _Call(nn.Module):
@@ -128,7 +113,7 @@ def inlined(model: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(m for name, m in model.named_modules() if isinstance(m, kinds) and _node_of(name, m) is None)
 
 
-def _sizes(program: Any, names: Mapping[str, Any]) -> dict[str, tuple[Size, ...]]:
+def _assumed(program: ExportedProgram, names: Iterable[str]) -> dict[str, tuple[Size, ...]]:
     """What torch.export assumed of each input's shape. A least size of 2 is a convention of its, and no assumption."""
     found: dict[str, tuple[Size, ...]] = {}
     of_inputs = set(program.graph_signature.user_inputs)
@@ -140,7 +125,7 @@ def _sizes(program: Any, names: Mapping[str, Any]) -> dict[str, tuple[Size, ...]
                 axes.append(size)
                 continue
             symbol = size.node.expr
-            bounds = program.range_constraints[symbol]  # KeyError: an expression of other sizes; not captured then
+            bounds: Any = program.range_constraints[symbol]  # KeyError: an expression of other sizes; not captured then
             low, high = int(bounds.lower), int(bounds.upper) if bounds.upper.is_Integer else 2**62
             axes.append((str(symbol), 1 if low <= 2 else low, high))
         found[name] = tuple(axes)
@@ -172,30 +157,36 @@ def _marked(model: nn.Module) -> Iterator[None]:
 
 
 def _node_of(name: str, module: nn.Module):
+    if isinstance(module, PortableLayer):
+        t = module.tensors
+        width = t.layer.shape[1 if t.layer.kind == "embedding" else 0]
+        if t.layer.kind == "conv2d":
+            return lambda x: convolution(x, name, width, *t.window, x.dtype)
+        return lambda x: layer(x, name, width, module.dtype)
     if isinstance(module, Int8Conv2d):
         if module.linear.input is None:
             return None
         width, kernel = module.linear.out_features, list(module.kernel_size)
-        return lambda x: torch.ops.autoquant.patches(x, name, width, kernel, x.dtype)
+        return lambda x: convolution(x, name, width, kernel, kernel, x.dtype)
     if isinstance(module, FloatLayer) and module.kind == "conv2d":
         return None
     if isinstance(module, Int8Linear):
-        return lambda x: torch.ops.autoquant.layer(x, name, module.out_features, x.dtype)
+        return lambda x: layer(x, name, module.out_features, x.dtype)
     if isinstance(module, nn.Linear):
-        return lambda x: torch.ops.autoquant.layer(x, name, module.out_features, x.dtype)
+        return lambda x: layer(x, name, module.out_features, x.dtype)
     if isinstance(module, Int8Embedding):
-        return lambda x: torch.ops.autoquant.layer(x, name, module.embedding_dim, module.dtype)
+        return lambda x: layer(x, name, module.embedding_dim, module.dtype)
     if isinstance(module, nn.Embedding):
-        return lambda x: torch.ops.autoquant.layer(x, name, module.embedding_dim, module.weight.dtype)
+        return lambda x: layer(x, name, module.embedding_dim, module.weight.dtype)
     if isinstance(module, FloatLayer):
         width = module.weight.shape[1 if module.kind == "embedding" else 0]
-        return lambda x: torch.ops.autoquant.layer(x, name, width, module.dtype)
+        return lambda x: layer(x, name, width, module.dtype)
     return None
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch.export warns of much that no user can act on."""
+def quiet() -> Iterator[None]:
+    """torch.export and what reads its programs warn of much that no user can act on."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -151,7 +151,7 @@ class GraphForward:
         return tuple(key) if len(key) > 1 else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphForward:
-        model = memo.get(id(self.model)) or copy.deepcopy(self.model, memo)
+        model = memo[id(self.model)] if id(self.model) in memo else copy.deepcopy(self.model, memo)
         twin = GraphForward.__new__(GraphForward)
         twin.model, twin.eager = model, type(model).forward.__get__(model)
         twin.captured, twin.checked, twin.lowered, twin.plans, twin.calls = {}, set(), {}, {}, Counter()

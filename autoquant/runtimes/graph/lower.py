@@ -21,9 +21,10 @@ from torch.utils._pytree import tree_unflatten
 
 from autoquant.models.layers import get_module
 from autoquant.runtimes.graph import cache
-from autoquant.runtimes.graph.capture import NODES, Captured
+from autoquant.runtimes.graph.capture import Captured
 from autoquant.runtimes.native import avx512
 from autoquant.runtimes.native.avx512 import PackedLinear
+from autoquant.runtimes.operators import NODES
 from autoquant.runtimes.torch_runtime import Int8Linear
 
 aten = torch.ops.aten
