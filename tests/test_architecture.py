@@ -53,6 +53,7 @@ HOMES = {
     "openvino": "runtimes",
     "onnx": "exports",
     "onnxruntime": "exports",
+    "onnxscript": "exports",
 }
 
 
