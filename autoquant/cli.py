@@ -41,7 +41,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "objective": (str, "balanced", "balanced (geometric mean of speed-up and size ratio), latency or memory."),
     "space": (str, "int8_fp16", "Search space: a name ('autoquant list spaces') or a YAML file."),
     "strategy": (str, "surrogate", "surrogate, tpe or random."),
-    "runtime": (str, "torch", "Kernels to measure and serve with."),
+    "runtime": (str, "torch", "Kernels to measure and serve with: torch, openvino, or auto, which times both."),
     "device": (str, "cpu", "cpu or cuda."),
     "trials": (int, 16, "Maps to evaluate at most."),
     "max_minutes": (float | None, None, "Stop searching after this long; certification follows."),

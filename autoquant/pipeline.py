@@ -72,7 +72,8 @@ def price_stage(session: Session) -> Price:
             session.model, session.task, session.inventory, session.assembler, session.allowed, session.base_dtypes,
             batch_size=session.batch_size, seq_len=session.seq_len, progress=update,
         )  # fmt: skip
-    price = replace(price, fingerprint=made_from)
+    choice = session.runtime_choice
+    price = replace(price, fingerprint=made_from, runtime_choice=None if choice is None else choice.to_dict())
     artifacts.write_json(path, price.to_dict())
     return price
 
@@ -130,6 +131,8 @@ def run_stages(session: Session) -> dict[str, Any]:
     splits = ", ".join(f"{session.task.items(split)} {split}" for split in SPLITS)
     say(f"Task    {session.task.name}, {session.task.metric}: {splits}")
     announce_power(session)
+    if (choice := session.runtime_choice) is not None:
+        session.progress.note(choice.reason)
     with Timed(stages, "profile"):
         say("1/5 profile: how sensitive is each layer to each scheme")
         profile = profile_stage(session)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,19 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from autoquant.artifacts import fingerprint, read_json
+from autoquant.artifacts import fingerprint, read_json, write_json
 from autoquant.errors import StaleError, UsageError, pick
 from autoquant.models.layers import Inventory, fingerprint_architecture, fingerprint_model, groups, inspect
 from autoquant.models.loading import Loaded, architectures, load_model, resolve, task_for
-from autoquant.runtimes import Runtime, make_runtime
+from autoquant.price import choose_runtime
+from autoquant.runtimes import RUNTIMES, Runtime, make_runtime, unusable
 from autoquant.runtimes.assemble import Assembler
 from autoquant.search import Space, allowed, load_space
-from autoquant.settings import Settings
+from autoquant.settings import AUTO, Settings
 from autoquant.tasks import TASKS, Task, make
-from autoquant.values import Budget, Group
+from autoquant.values import Budget, Group, RuntimeChoice
+
+CHOICE = "runtime.json"
 
 
 class Progress:
@@ -134,7 +137,32 @@ class Session:
 
     @cached_property
     def runtime(self) -> Runtime:
-        return make_runtime(self.settings.runtime)
+        choice = self.runtime_choice
+        name = self.settings.runtime if choice is None else choice.chosen
+        runtime = make_runtime(name)
+        if reason := unusable(type(runtime), self.settings.device):
+            raise UsageError(f"--runtime {name} cannot serve a search here: {reason}. Use --runtime torch.")
+        return runtime
+
+    @cached_property
+    def runtime_choice(self) -> RuntimeChoice | None:
+        """What `--runtime auto` measured and took, from `runtime.json` in a resumed run; None if the runtime was given."""
+        if self.settings.runtime != AUTO:
+            return None
+        known = {name: unusable(kind, self.settings.device) for name, kind in RUNTIMES.items()}
+        shape = (self.batch_size, self.seq_len, torch.get_num_threads(), known, self.space.schemes)
+        made_from = self.stage_fingerprint("runtime", shape)
+        path = self.folder / CHOICE
+        if (value := self.resume_from(path, made_from)) is not None:
+            return RuntimeChoice.from_dict(value)
+        with self.progress.bar("runtimes", "runtime") as update:
+            choice = choose_runtime(
+                self.model, self.task, self.inventory, self.space.schemes, device=self.settings.device,
+                batch_size=self.batch_size, seq_len=self.seq_len, progress=update,
+            )  # fmt: skip
+        choice = replace(choice, fingerprint=made_from)
+        write_json(path, choice.to_dict())
+        return choice
 
     @cached_property
     def base_dtypes(self) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from autoquant.search import OBJECTIVES, STRATEGIES
 from autoquant.values import Budget
 
 DEFAULT_TRIALS = 16
+AUTO = "auto"
+"""The runtime that is fastest here, of those that are installed."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Settings:
         budget, relative, confidence: see `Budget`.
         batch_size, seq_len: the shape that latency and peak memory are measured at; None takes what is typical of the task.
         eval_batch_size: rows a batch when accuracy is measured.
+        runtime: one of `RUNTIMES`, or `auto`: the fastest of those that are installed, measured before anything else.
         rungs: quantized maps that may be tested on the certification data.
         device: `cpu` or `cuda`.
     """
@@ -61,7 +64,7 @@ class Settings:
         self.to_budget()
         pick(dict.fromkeys(OBJECTIVES), self.objective, "objective")
         pick(STRATEGIES, self.strategy, "strategy")
-        pick(RUNTIMES, self.runtime, "runtime")
+        pick({**RUNTIMES, AUTO: None}, self.runtime, "runtime")
         for name, lowest in (("trials", 1), ("batch_size", 1), ("eval_batch_size", 1), ("rungs", 1)):
             if getattr(self, name) is not None and getattr(self, name) < lowest:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {lowest}, not {getattr(self, name)}.")

@@ -84,6 +84,17 @@ def test_the_main_job_on_another_runtime(model: Path, data: Path, tmp_path: Path
     assert torch.allclose(ours, found, atol=0.1 * float(ours.abs().max()))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="the extra [openvino] is not installed")
+def test_the_main_job_on_the_fastest_runtime(model: Path, data: Path, tmp_path: Path) -> None:
+    assert main(arguments(model, data, tmp_path / "run", "--runtime", "auto", "--quiet")) == 0
+    price = json.loads((tmp_path / "run" / "price.json").read_text())
+    choice = price["runtime_choice"]
+    fastest = {name: min(found.values()) for name, found in choice["ms"].items()}
+    assert set(fastest) == {"torch", "openvino"} and price["runtime"] == min(fastest, key=fastest.__getitem__)
+    assert choice["reason"] in read(tmp_path / "run")["notes"]
+    assert main(["search", "--resume", str(tmp_path / "run"), "--quiet"]) == 0  # takes the choice from the folder
+
+
 def read(run: Path) -> dict:
     return json.loads((run / "report.json").read_text())
 

@@ -19,6 +19,7 @@ class Runtime(ABC):
     """
 
     name: ClassVar[str]
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
     builds_floats: ClassVar[bool] = False
     """A layer in the base dtype is a module of this runtime's, too, and not the model's own."""
     rest_seconds: ClassVar[float] = 0.0

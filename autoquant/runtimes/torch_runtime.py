@@ -31,6 +31,7 @@ _PACK_WIDTH = 16
 
 class TorchRuntime(Runtime):
     name = "torch"
+    devices = ("cpu", "cuda")
 
     def supports(self, layer: Layer, scheme: Scheme) -> str | None:
         return cannot_have(layer, scheme)

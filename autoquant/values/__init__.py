@@ -6,6 +6,7 @@ from autoquant.values.layer import FLOAT_DTYPES, KINDS, Group, Layer, Skipped
 from autoquant.values.layer_map import LayerMap
 from autoquant.values.price import Price
 from autoquant.values.profile import LayerStats, Profile
+from autoquant.values.runtime_choice import RuntimeChoice
 from autoquant.values.scheme import QuantizationArgs, Scheme
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Price",
     "Profile",
     "QuantizationArgs",
+    "RuntimeChoice",
     "Scheme",
     "Skipped",
     "Verdict",

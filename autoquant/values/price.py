@@ -24,6 +24,7 @@ class Price:
         layer_ms_noise: base dtype → layer → scheme → half the interquartile range of the layer alone, ms.
         base_ms: base dtype → ms of everything else.
         model_ms: base dtype → median ms of the whole float model, measured end to end.
+        runtime_choice: what `--runtime auto` measured before it took `runtime` (see `RuntimeChoice`); None if it was given.
         shape: {"batch_size": …, "seq_len": …} the latency holds for.
     """
 
@@ -39,6 +40,7 @@ class Price:
     runtime: str
     seconds: float
     fingerprint: str = ""
+    runtime_choice: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
