@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from autoquant import checkpoint
 from autoquant.errors import UsageError
 from autoquant.exports.table import RECORD, export_in
-from autoquant.runtimes import RUNTIMES, Runtime, make_runtime
+from autoquant.runtimes import RUNTIMES, Runtime, make_runtime, unusable
 
 
 def load(
@@ -48,16 +48,18 @@ def load(
         if reason := found.missing():
             raise UsageError(reason)
         return found.open(folder, _config(folder, trust_remote_code))
-    chosen = runtime if isinstance(runtime, Runtime) else make_runtime(runtime or _recorded(folder) or "torch")
+    chosen = (
+        runtime if isinstance(runtime, Runtime) else make_runtime(runtime or _recorded(folder, str(device)) or "torch")
+    )
     return checkpoint.load(folder, model=model, device=device, runtime=chosen, trust_remote_code=trust_remote_code)
 
 
-def _recorded(folder: Path) -> str | None:
-    """The runtime that the checkpoint's map was found and certified on, where that is installed."""
+def _recorded(folder: Path, device: str) -> str | None:
+    """The runtime that the checkpoint's map was found and certified on, where that can be used."""
     if not (folder / RECORD).is_file():
         return None
     name = checkpoint.read_layer_map(folder).found_on.get("runtime")
-    return name if name in RUNTIMES and RUNTIMES[name].missing() is None else None
+    return name if name in RUNTIMES and unusable(RUNTIMES[name], device) is None else None
 
 
 def _config(folder: Path, trust_remote_code: bool) -> Any:

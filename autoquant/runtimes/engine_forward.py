@@ -49,6 +49,8 @@ class EngineForward:
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         names = list(self.__signature__.parameters)
+        if len(args) > len(names):
+            return self.eager(*args, **inputs)
         inputs = {**dict(zip(names, args, strict=False)), **inputs}
         key = _key(inputs)
         captured = None if key is None else self._captured(key, inputs)

@@ -57,7 +57,8 @@ def to_openvino(found: Captured, model: nn.Module) -> Any:
     if reason := engine.cannot_compute(base):
         raise ModelError(f"{reason}; choose the base dtype {'bfloat16 or ' if base == 'float16' else ''}float32.")
     names: list[str] = []
-    graph = copy.deepcopy(found.module.graph)
+    with quiet():
+        graph = copy.deepcopy(found.module.graph)
     for node in graph.nodes:
         if node.target in NODES:  # names are no constants that OpenVINO's frontend hands on; numbers are
             names.append(str(node.args[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def read_graph(path: Path) -> Any:
 
 
 class Compiled:
-    """A graph compiled for the CPU. Inputs are read in place; outputs are copied, for the next call overwrites them."""
+    """A graph compiled for the CPU. Inputs are read in place; outputs are copied, for the next call overwrites them; calls wait
+    for each other."""
 
     def __init__(self, model: Any, base_dtype: str, options: Mapping[str, Any] | None = None) -> None:
         settings = {
@@ -121,16 +123,18 @@ class Compiled:
         }
         self.model = core().compile_model(model, "CPU", {**settings, **(options or {})})
         self.request = self.model.create_infer_request()
+        self.free = threading.Lock()
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         held = [tensor.detach().contiguous() for tensor in inputs]  # alive until the request is done
-        try:
-            for number, tensor in enumerate(held):
-                self.request.set_input_tensor(number, _shared(tensor))
-            self.request.infer()
-        except RuntimeError as error:
-            raise ModelError(f"OpenVINO cannot run this batch: {str(error).strip().splitlines()[-1]}") from error
-        return [_copied(self.request.get_output_tensor(number)) for number in range(len(self.model.outputs))]
+        with self.free:
+            try:
+                for number, tensor in enumerate(held):
+                    self.request.set_input_tensor(number, _shared(tensor))
+                self.request.infer()
+            except RuntimeError as error:
+                raise ModelError(f"OpenVINO cannot run this batch: {str(error).strip().splitlines()[-1]}") from error
+            return [_copied(self.request.get_output_tensor(number)) for number in range(len(self.model.outputs))]
 
     def operations(self) -> list[dict[str, str]]:
         """What really runs: for each node of the executed graph its `name`, `type`, `kernel` and `precision`."""
