@@ -64,7 +64,7 @@ def evaluated(wrong: int, budget: Budget) -> Outcome:
     session: Any = SimpleNamespace(
         settings=SimpleNamespace(eval_batch_size=32, trials=1), batch_size=2, task=Sign(), budget=budget,
         model=Threshold(0), seq_len=None, progress=Progress(quiet=True),
-        assembler=SimpleNamespace(assemble=lambda layers, base: Threshold(wrong)),
+        assembler=SimpleNamespace(assemble=lambda layers, base: Threshold(wrong)), runtime=SimpleNamespace(rest_seconds=0.0),
     )  # fmt: skip
     price: Any = SimpleNamespace(model_ms={"float32": 1.0})
     return make_evaluate(session, price, lambda done, total: None)("float32", {})
