@@ -43,6 +43,7 @@ def openvino_products(folder: Path) -> int:
 
 def onnx_products(folder: Path) -> int:
     import onnx
+
     from autoquant.exports.onnx.engine import Session
 
     Session(folder / "model.onnx", dump=folder.parent / "optimized.onnx")

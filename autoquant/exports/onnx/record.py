@@ -15,7 +15,7 @@ from autoquant.errors import AutoquantError, ModelError
 from autoquant.exports.onnx import engine
 from autoquant.exports.onnx.graph import FLOAT, LayerWriter
 from autoquant.models.layers import get_module
-from autoquant.runtimes.graph.capture import assumed, quiet, record
+from autoquant.runtimes.graph.capture import quiet, record
 from autoquant.runtimes.portable import PortableRuntime, base_dtype, ported
 from autoquant.runtimes.signature import Signature, plain, tensors_in
 
@@ -43,11 +43,11 @@ def to_onnx(model: nn.Module, example: Mapping[str, Any]) -> Any:
     base = base_dtype(layers)
     tensors = tensors_in(example)
     try:
-        program = record(layers, {**tensors, **plain(model)})
+        program, sizes = record(layers, {**tensors, **plain(model)})
         signature = Signature.of(base, list(tensors), program.call_spec.out_spec)
         with quiet(), _silent(), torch.no_grad():
             made = torch.onnx.export(
-                program, dynamo=True, verbose=False, output_names=list(signature.outputs),
+                program, dynamo=True, verbose=False, input_names=list(tensors), output_names=list(signature.outputs),
                 custom_translation_table=engine.translations(),
             )  # fmt: skip
     except AutoquantError:
@@ -58,7 +58,6 @@ def to_onnx(model: nn.Module, example: Mapping[str, Any]) -> Any:
     assert made is not None
     proto = made.model_proto
     _replace(proto, layers)
-    sizes = assumed(program, tensors)
     for port in proto.graph.input:
         for axis, size in enumerate(sizes[port.name]):
             if not isinstance(size, int):
