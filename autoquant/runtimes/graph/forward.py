@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from autoquant.runtimes.graph import cache
+from autoquant.runtimes.graph.attention import CACHE
 from autoquant.runtimes.graph.capture import Captured, capture, inlined
-from autoquant.runtimes.graph.lower import CACHE, Lowered, lower
+from autoquant.runtimes.graph.lower import Lowered, lower
 from autoquant.runtimes.graph.replay import Plan, make_plan
 from autoquant.runtimes.native import avx512
 
