@@ -37,7 +37,7 @@ RANKS = (
     {"__main__"},
 )
 """From the bottom up. A module imports what stands below it, its own package, and, among the stages, what is named here."""
-BESIDE = {("certify", "exports"), ("exports", "checkpoint"), ("bench", "checkpoint")}
+BESIDE = {("certify", "exports"), ("exports", "checkpoint"), ("bench", "exports")}
 """A stage and another that it may import: an export is made from a checkpoint, and a fresh process has to load either."""
 ANYWHERE = {"lazy", ""}
 """The package itself serves its public names lazily."""
