@@ -18,8 +18,8 @@ import torch
 
 from autoquant import artifacts
 from autoquant.bench.inputs import RandomInputs, inputs_of
-from autoquant.exports import load
 from autoquant.errors import AutoquantError, ModelError
+from autoquant.exports import load
 from autoquant.memory import peak, reset_peak
 from autoquant.models.loading import load_processor
 from autoquant.runtimes import TorchRuntime

@@ -37,9 +37,11 @@ def length_of(cache: Any) -> int | None:
     """Rows in a cache that a graph can continue; None of any other cache."""
     if type(cache) is not DynamicCache or cache.offloading:
         return None
-    if any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return None
-    lengths = {cache.get_seq_length(index) for index in range(len(cache.layers))} or {0}
+    lengths = {0} if not cache.layers else set()
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer:
+            return None
+        lengths.add(layer.keys.shape[-2] if layer.is_initialized and layer.keys.dim() == 4 else 0)  # type: ignore[union-attr]
     return lengths.pop() if len(lengths) == 1 else None
 
 

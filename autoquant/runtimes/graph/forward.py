@@ -165,7 +165,7 @@ def _tensors(inputs: dict[str, Any]) -> dict[str, Any]:
     past = inputs.get(cache.NAME)
     if past is None:
         return inputs
-    length = {cache.NAME: past.layers[0].keys} if cache.length_of(past) else {}
+    length = {cache.NAME: past.layers[0].keys} if past.get_seq_length() else {}
     return {**{name: value for name, value in inputs.items() if name != cache.NAME}, **length}
 
 
