@@ -310,13 +310,19 @@ def test_a_row_that_may_attend_to_nothing_is_zero_and_the_others_are_not_touched
     assert torch.allclose(found[0, 0, rest], expected[0, 0, rest], atol=1e-6)
 
 
+TOKENS = QuantizationArgs(num_bits=8, type="int", strategy="token", symmetric=True, dynamic=True)
+CHANNELS = QuantizationArgs(num_bits=8, type="int", strategy="channel", symmetric=True, dynamic=False)
+
+
+@pytest.mark.parametrize("input", [TOKENS, None], ids=["product", "weights"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("act", ["gelu", "gelu_tanh", "silu", "relu", "swiglu"])
 @pytest.mark.parametrize("rows", [1, 5, 70])
-def test_an_activation_in_the_product_is_the_activation_behind_it(act: str, rows: int) -> None:
-    args = QuantizationArgs(num_bits=8, type="int", strategy="channel", symmetric=True, dynamic=False)
-    tokens = QuantizationArgs(num_bits=8, type="int", strategy="token", symmetric=True, dynamic=True)
-    plain = avx512.PackedLinear.pack(quantize(torch.randn(100, 30), args, name="w"), torch.randn(100), tokens, None)
-    x = torch.randn(rows, 30)
+def test_an_activation_in_the_product_is_the_activation_behind_it(
+    act: str, rows: int, dtype: torch.dtype, tolerance: float, input: QuantizationArgs | None
+) -> None:
+    plain = avx512.PackedLinear.pack(quantize(torch.randn(100, 30), CHANNELS, name="w"), torch.randn(100), input, None)
+    x = torch.randn(rows, 30).to(dtype)
     y = plain(x)
     expected = {
         "gelu": nn.functional.gelu,
@@ -325,6 +331,45 @@ def test_an_activation_in_the_product_is_the_activation_behind_it(act: str, rows
         "relu": torch.relu,
         "swiglu": lambda y: nn.functional.silu(y[:, :50]) * y[:, 50:],
     }[act](y)
-    assert torch.allclose(plain.with_activation(act)(x), expected, atol=1e-5, rtol=1e-5)
+    assert torch.allclose(plain.with_activation(act)(x), expected, atol=4 * tolerance, rtol=tolerance)
     if act != "swiglu":
-        assert torch.allclose(plain.with_activation(act)(x, y), expected + y, atol=1e-5, rtol=1e-5)
+        assert torch.allclose(plain.with_activation(act)(x, y), expected + y, atol=4 * tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 3e-6), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize("rows", [1, 2, 11, 12, 13, 193, 200])
+@pytest.mark.parametrize("inputs, outputs", [(64, 128), (577, 65), (46, 70), (6, 1)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_alone_are_a_product_of_floats(
+    rows: int, inputs: int, outputs: int, symmetric: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Whichever way it is computed: few rows in three digits, many in panels of bfloat16, the last tile of either cut."""
+    generator = torch.Generator().manual_seed(rows)
+    weight = quantize(
+        torch.randn(outputs, inputs, generator=generator) + 0.5, replace(CHANNELS, symmetric=symmetric), name="w"
+    )
+    x = (torch.randn(rows, inputs, generator=generator) * torch.randn(rows, inputs, generator=generator).exp()).to(
+        dtype
+    )
+    zero = 0 if weight.zero_point is None else weight.zero_point.double()
+    expected = x.double() @ ((weight.values.double() - zero) * weight.scale.double()).t()
+    packed = avx512.PackedLinear.pack(weight, None, None, None)
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        found = packed(x)
+        torch.set_num_threads(before)
+        assert (found.double() - expected).norm() <= tolerance * expected.norm()
+
+
+def test_weights_alone_show_what_is_not_finite() -> None:
+    packed = avx512.PackedLinear.pack(quantize(torch.randn(70, 32), CHANNELS, name="w"), None, None, None)
+    for rows in (2, 40):
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(rows, 32).to(dtype)
+            x[1, 3] = torch.nan
+            y = packed(x)
+            assert y[1].isnan().all() and y[0].isfinite().all()
+            assert packed(torch.zeros(rows, 32, dtype=dtype)).abs().max() == 0
+            large = torch.full((rows, 32), torch.finfo(dtype).max / 1e9, dtype=dtype)
+            assert packed(large).isfinite().all() and packed(large * 1e-37).isfinite().all()
