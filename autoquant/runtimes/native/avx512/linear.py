@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from autoquant.runtimes.native.avx512.library import Linear, kernels
-from autoquant.runtimes.native.avx512.memory import aligned
 from autoquant.runtimes.native.avx512.tape import call, dense
 from autoquant.schemes import QuantizedTensor
 from autoquant.values import QuantizationArgs
@@ -55,7 +54,7 @@ class PackedLinear:
         """weight: (out, in). bias: (out,), any float dtype. input: None for a weight alone. input_scale: (1,) if static."""
         outputs, inputs = weight.values.shape
         padded = -(-outputs // PANEL) * PANEL
-        packed = aligned(padded * (-(-inputs // 4) * 4))
+        packed = _aligned(padded * (-(-inputs // 4) * 4))
         values = weight.values.contiguous()
         kernels().pack_linear(values.data_ptr(), packed.data_ptr(), outputs, inputs)
         scale, offset, shift = torch.zeros(padded), torch.zeros(padded), torch.full((padded,), 128, dtype=torch.int32)
@@ -74,7 +73,7 @@ class PackedLinear:
         return (rows[: self.outputs, : self.inputs].to(torch.int16) - 128).to(torch.int8)
 
     def __deepcopy__(self, memo: dict[int, object]) -> PackedLinear:
-        weight = aligned(self.weight.numel()).copy_(self.weight)
+        weight = _aligned(self.weight.numel()).copy_(self.weight)
         scale, bias, shift = (values.clone() for values in (self.scale, self.bias, self.shift))
         return PackedLinear(
             weight, scale, bias, shift, self.inputs, self.outputs, self.mode, self.input_scale, self.act
@@ -128,7 +127,7 @@ def can_join(parts: Sequence[PackedLinear]) -> bool:
 def join(parts: Sequence[PackedLinear]) -> PackedLinear:
     """One layer with the outputs of all parts, which become views of its memory."""
     first = parts[0]
-    weight = aligned(sum(p.weight.numel() for p in parts))
+    weight = _aligned(sum(p.weight.numel() for p in parts))
     torch.cat([p.weight for p in parts], out=weight)
     columns = [torch.cat([getattr(p, name) for p in parts]) for name in ("scale", "bias", "shift")]
     scale, bias, shift = columns
@@ -141,3 +140,10 @@ def join(parts: Sequence[PackedLinear]) -> PackedLinear:
         part.family = joined
         byte, place = byte + part.weight.numel(), place + part.outputs
     return joined
+
+
+def _aligned(size: int) -> Tensor:
+    """uint8 (size,) that starts at a multiple of 64 bytes."""
+    memory = torch.empty(size + 64, dtype=torch.uint8)
+    start = -memory.data_ptr() % 64
+    return memory[start : start + size]
