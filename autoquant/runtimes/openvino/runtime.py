@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
+from autoquant.models.layers import inspect
 from autoquant.runtimes.base import cannot_have
 from autoquant.runtimes.engine_forward import Engine, Run
 from autoquant.runtimes.engine_forward import refresh as refresh_engine
@@ -12,7 +15,8 @@ from autoquant.runtimes.engine_forward import serve as serve_with
 from autoquant.runtimes.graph.capture import Captured
 from autoquant.runtimes.openvino import convert, engine
 from autoquant.runtimes.openvino.graph import layer_graph
-from autoquant.runtimes.portable import PortableLayer, PortableRuntime
+from autoquant.runtimes.portable import LayerTensors, PortableLayer, PortableRuntime
+from autoquant.schemes import SCHEMES, quantize
 from autoquant.values import Layer, Scheme
 
 
@@ -33,6 +37,18 @@ class OpenVINOLayer(PortableLayer):
         return self._built[0]([x.reshape(-1, t.layer.shape[1])])[0].reshape(*x.shape[:-1], t.layer.shape[0])
 
 
+@functools.cache
+def _multiplies_rightly() -> bool:
+    """Whether int8 products come out right here, tried with codes at the end of their range: without VNNI, they do not."""
+    scheme, source = SCHEMES["int8-channel-sym/a8-token"], nn.Linear(128, 64, bias=False)
+    nn.init.constant_(source.weight, 1.0)
+    (layer,) = inspect(nn.Sequential(source)).layers
+    assert scheme.weights is not None
+    weight = quantize(source.weight.detach(), scheme.weights)
+    tried = OpenVINOLayer(LayerTensors(layer, scheme, weight, None, None, torch.float32, {}))
+    return bool((tried(torch.ones(32, 128)) - 128).abs().max() < 2)
+
+
 class OpenVINORuntime(PortableRuntime):
     """Serves a model with OpenVINO on the CPU."""
 
@@ -51,6 +67,8 @@ class OpenVINORuntime(PortableRuntime):
             return reason
         if scheme.input is not None and scheme.weights is not None and not scheme.weights.symmetric:
             return "OpenVINO multiplies int8 inputs with symmetric weights only"
+        if scheme.input is not None and not _multiplies_rightly():
+            return "OpenVINO's int8 products are wrong on this processor, or under its ONEDNN_MAX_CPU_ISA"
         if (
             scheme.weights is not None
             and scheme.input is None
