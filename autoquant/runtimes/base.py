@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from autoquant.errors import SchemeError
 from autoquant.schemes import QuantizedTensor
 from autoquant.values import Layer, Scheme
 
@@ -25,9 +26,14 @@ class Runtime(ABC):
     rest_seconds: ClassVar[float] = 0.0
     """For which a call beside it must be followed by nothing, so that it is timed alone: torch's threads wait busily."""
 
-    @abstractmethod
     def supports(self, layer: Layer, scheme: Scheme) -> str | None:
         """None if the runtime can run `scheme` on `layer`, otherwise the reason it cannot."""
+        return cannot_have(layer, scheme)
+
+    def require(self, layer: Layer, scheme: Scheme) -> None:
+        """Raises SchemeError: the runtime cannot run `scheme` on `layer`."""
+        if reason := self.supports(layer, scheme):
+            raise SchemeError(f"The {self.name} runtime cannot run '{scheme.name}' on layer '{layer.name}': {reason}.")
 
     def cannot_compute(self, dtype: str) -> str | None:
         """None if floats can be computed in `dtype` here, otherwise the reason not. Slowness is none: that is measured."""

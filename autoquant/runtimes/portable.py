@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autoquant.errors import ModelError, SchemeError
 from autoquant.models.layers import get_module, set_module, share, survey, weight_matrix
-from autoquant.runtimes.base import Runtime, cannot_have
+from autoquant.runtimes.base import Runtime
 from autoquant.runtimes.torch_runtime import TorchRuntime
 from autoquant.schemes import SCHEMES, QuantizedTensor
 from autoquant.values import Layer, Scheme
@@ -109,9 +109,6 @@ class PortableRuntime(Runtime):
     builds_floats = True
     module: type[PortableLayer] = PortableLayer
 
-    def supports(self, layer: Layer, scheme: Scheme) -> str | None:
-        return cannot_have(layer, scheme)
-
     def build(
         self,
         layer: Layer,
@@ -122,8 +119,7 @@ class PortableRuntime(Runtime):
         base_dtype: torch.dtype,
         input_scale: Tensor | None = None,
     ) -> nn.Module:
-        if reason := self.supports(layer, scheme):
-            raise SchemeError(f"The {self.name} runtime cannot run '{scheme.name}' on layer '{layer.name}': {reason}.")
+        self.require(layer, scheme)
         if scheme.is_static and input_scale is None:
             raise SchemeError("A static activation scheme needs a calibrated input scale.")
         bias = getattr(module, "bias", None)

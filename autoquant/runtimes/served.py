@@ -21,7 +21,7 @@ class ServedModel(nn.Module):
 
     Args:
         inputs: names of the graph's inputs, in its order.
-        notes: what was written beside the graph: `base_dtype`, `outputs` and `returns` (see `flat.Signature`).
+        notes: what was written beside the graph: `base_dtype`, `outputs` and `returns` (see `signature.Signature`).
         config: of the transformers model, or None.
 
     Raises:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autoquant.errors import SchemeError
 from autoquant.runtimes import native
-from autoquant.runtimes.base import Runtime, cannot_have
+from autoquant.runtimes.base import Runtime
 from autoquant.runtimes.native import avx512
 from autoquant.schemes import QuantizedTensor, dequantize, quantize_input
 from autoquant.values import Layer, QuantizationArgs, Scheme
@@ -33,9 +33,6 @@ class TorchRuntime(Runtime):
     name = "torch"
     devices = ("cpu", "cuda")
 
-    def supports(self, layer: Layer, scheme: Scheme) -> str | None:
-        return cannot_have(layer, scheme)
-
     def build(
         self,
         layer: Layer,
@@ -46,8 +43,7 @@ class TorchRuntime(Runtime):
         base_dtype: torch.dtype,
         input_scale: Tensor | None = None,
     ) -> nn.Module:
-        if reason := self.supports(layer, scheme):
-            raise SchemeError(f"The torch runtime cannot run '{scheme.name}' on layer '{layer.name}': {reason}.")
+        self.require(layer, scheme)
         bias = getattr(module, "bias", None)
         bias = None if bias is None else bias.detach().to(base_dtype)
         if isinstance(weight, Tensor):

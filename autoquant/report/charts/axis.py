@@ -21,6 +21,24 @@ class Axis:
         return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 1)
 
 
+@dataclass(frozen=True)
+class Tick:
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The plot's area in the picture, pixels."""
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round values inside [low, high]: multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about

@@ -8,25 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoquant.report import humanize
-from autoquant.report.charts.axis import Axis, ticks
-from autoquant.report.charts.tradeoff import Tick
+from autoquant.report.charts.axis import Axis, Frame, Tick, ticks
 
 WIDTH, HEIGHT = 620, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 20, 24, 44
+FRAME = Frame(WIDTH, HEIGHT, LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM)
 COLOURS = 6
 """Lines that have a colour of their own; `bench.css` defines l0 to l5."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The plot's area in the picture, pixels."""
-
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ class Lines:
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
-    frame: Frame = Frame()
+    frame: Frame = FRAME
 
 
 @dataclass(frozen=True)

@@ -11,29 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoquant.report import humanize
-from autoquant.report.charts.axis import Axis, ticks
+from autoquant.report.charts.axis import Axis, Frame, Tick, ticks
 from autoquant.values import FLOAT_DTYPES
 
 WIDTH, HEIGHT = 1180, 350
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 22, 44
+FRAME = Frame(WIDTH, HEIGHT, LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM)
 CLIP = 2.0
 """Drops beyond this many budgets are drawn at the edge."""
 PLACES = ((9, 4, "start"), (-9, 4, "end"), (0, 20, "middle"), (0, -12, "middle"))
 """Where a label may stand: its offset from the point and its anchor."""
 GLYPH = 6.3
 """Width of a label's character in pixels, for keeping labels apart."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The plot's area in the picture, pixels."""
-
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
 
 
 @dataclass(frozen=True)
@@ -55,12 +44,6 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Tick:
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
 class Tradeoff:
     """Pixels of one plot; `marks` of points: shipped, feasible, infeasible, each with `-uniform` if enqueued."""
 
@@ -76,7 +59,7 @@ class Tradeoff:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     missing: int
-    frame: Frame = Frame()
+    frame: Frame = FRAME
 
 
 def tradeoffs(report: dict[str, Any]) -> list[Tradeoff]:

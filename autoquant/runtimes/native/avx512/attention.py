@@ -6,6 +6,7 @@ import ctypes
 import functools
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,17 +44,23 @@ def attention(
     return y.transpose(1, 2)
 
 
-class PackedAttention:
-    """Attention of queries, keys and values that lie side by side in the columns of one product.
+@dataclass(frozen=True)
+class PackedHeads:
+    """Queries, keys and values that lie side by side in the columns of one product.
 
-    Args:
-        starts: the first column of each. heads: of each; query heads share key heads.
+    Attributes:
+        starts: the first column of each. heads: of each; query heads share key heads. width: of a head.
     """
 
-    def __init__(
-        self, starts: tuple[int, ...], heads: tuple[int, ...], width: int, causal: bool, scale: float | None
-    ) -> None:
-        self.starts, self.heads, self.width, self.causal, self.scale = starts, heads, width, causal, scale
+    starts: tuple[int, ...]
+    heads: tuple[int, ...]
+    width: int
+    causal: bool
+    scale: float | None
+
+
+class PackedAttention(PackedHeads):
+    """Attention of the heads of one product."""
 
     def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x: (batch, length, columns), mask as for `attention` → (batch, length, heads · width)."""

@@ -10,23 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from autoquant.runtimes.native.avx512.attention import MASKS, NOWHERE, readable
+from autoquant.runtimes.native.avx512.attention import MASKS, NOWHERE, PackedHeads, readable
 from autoquant.runtimes.native.avx512.library import Attention, Cached, Rotary, kernels
 from autoquant.runtimes.native.avx512.tape import dense
 
 
-class CachedAttention:
-    """Attention of queries, keys and values that lie side by side in the columns of one product: queries and keys are
-    rotated, and keys and values are written behind those of a cache.
-
-    Args:
-        starts: the first column of each. heads: of each; query heads share key heads.
-    """
-
-    def __init__(
-        self, starts: tuple[int, ...], heads: tuple[int, ...], width: int, causal: bool, scale: float | None
-    ) -> None:
-        self.starts, self.heads, self.width, self.causal, self.scale = starts, heads, width, causal, scale
+class CachedAttention(PackedHeads):
+    """Attention of the heads of one product: queries and keys are rotated, keys and values written behind a cache's."""
 
     def __call__(
         self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, filled: int, mask: Tensor | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,26 +73,22 @@ class PackedLinear:
         rows = self.weight.view(-1, quads, PANEL, 4).transpose(1, 2).reshape(-1, quads * 4)
         return (rows[: self.outputs, : self.inputs].to(torch.int16) - 128).to(torch.int8)
 
+    def _but(self, **changes: Any) -> PackedLinear:
+        names = ("weight", "scale", "bias", "shift", "inputs", "outputs", "mode", "input_scale", "act")
+        return PackedLinear(**{name: getattr(self, name) for name in names} | changes)
+
     def __deepcopy__(self, memo: dict[int, object]) -> PackedLinear:
         weight = _aligned(self.weight.numel()).copy_(self.weight)
-        scale, bias, shift = (values.clone() for values in (self.scale, self.bias, self.shift))
-        return PackedLinear(
-            weight, scale, bias, shift, self.inputs, self.outputs, self.mode, self.input_scale, self.act
-        )
+        return self._but(weight=weight, scale=self.scale.clone(), bias=self.bias.clone(), shift=self.shift.clone())
 
     def with_activation(self, act: str) -> PackedLinear:
-        return PackedLinear(
-            self.weight, self.scale, self.bias, self.shift, self.inputs, self.outputs, self.mode, self.input_scale, act
-        )
+        return self._but(act=act)
 
     def scaled(self, gamma: Tensor) -> PackedLinear:
         """The layer whose outputs are multiplied by gamma (out,)."""
         factor = torch.zeros_like(self.scale)
         factor[: self.outputs] = gamma.float()
-        return PackedLinear(
-            self.weight, self.scale * factor, self.bias * factor, self.shift, self.inputs, self.outputs, self.mode,
-            self.input_scale, self.act,
-        )  # fmt: skip
+        return self._but(scale=self.scale * factor, bias=self.bias * factor)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(x Wᵀ + b) + residual.
