@@ -1,8 +1,8 @@
 /* The kernels of the graph runtime for processors with AVX-512 VNNI: int8 linear layers with everything around the product
  * fused into it, attention, and normalisation. Compiled to nothing elsewhere (`has_vnni` then says so, and torch runs them).
  *
- * Linear: vpdpbusd multiplies unsigned by signed bytes. Weights are packed once as w + 128, and the sum of a row's codes
- * times (128 + zero point) is taken off the int32 sums: exact, and an asymmetric weight costs nothing more.
+ * Linear: vpdpbusd multiplies unsigned by signed bytes. Weights are packed once as w + 128, so a row's int32 sums start at -128
+ * times the sum of its codes; that sum times the zero point of an asymmetric weight is taken off at the end: exact.
  * An input that is not quantized (EXACT) is a 23-bit fixed-point number of its row, with a power of two as its scale: three
  * digits to the base 256, three products. A bfloat16 keeps all its bits down to 2^-15 of the row's largest; and the weight is
  * never expanded, so that few rows cost what it takes to read it.
@@ -66,7 +66,7 @@ INLINE __m512 exp_(__m512 x) { /* Cephes expf: relative error 2e-7 */
 }
 INLINE __m512 sigmoid(__m512 x) { return _mm512_div_ps(K(1.0f), _mm512_add_ps(K(1.0f), exp_(_mm512_sub_ps(K(0.0f), x)))); }
 INLINE __m512 gelu(__m512 x) { /* x · (1 + erf(x / √2)) / 2; erf as Eigen's rational function: absolute error 2e-7 */
-    const __m512 z = _mm512_min_ps(_mm512_max_ps(_mm512_mul_ps(x, K(0.70710678f)), K(-4.0f)), K(4.0f)), w = _mm512_mul_ps(z, z);
+    const __m512 z = _mm512_range_ps(_mm512_mul_ps(x, K(0.70710678f)), K(4.0f), 2), w = _mm512_mul_ps(z, z);
     __m512 p = _mm512_fmadd_ps(K(-2.72614225801306e-10f), w, K(2.77068142495902e-08f));
     p = _mm512_fmadd_ps(p, w, K(-2.10102402082508e-06f));
     p = _mm512_fmadd_ps(p, w, K(-5.69250639462346e-05f));
@@ -101,7 +101,7 @@ INLINE __m512 activate(__m512 x, int act) {
 typedef struct {
     const uint8_t *weight;  /* packed, aligned to 64 */
     const float *scale, *bias;  /* of each output, padded to a panel */
-    const int32_t *shift;  /* 128 + zero point of each output, padded */
+    const int32_t *zero;  /* zero point of each output, padded; null if all are 0 */
     int64_t inputs, outputs;
     int32_t act, mode;  /* mode: STATIC, PER_ROW or PER_TENSOR scale of the input, or EXACT */
     float input_scale;  /* of STATIC */
@@ -119,14 +119,20 @@ void pack_linear(const int8_t *weight, uint8_t *to, int64_t outputs, int64_t inp
         }
 }
 
-typedef struct { int8_t *codes; float *scales; int32_t *sums; int64_t stride; } Rows; /* codes of a chunk of rows */
+typedef struct { int8_t *codes; float *scales; int32_t *starts; int64_t stride; } Rows; /* codes of a chunk of rows */
 INLINE int64_t parts_of(const Linear *l) { return l->mode == EXACT ? DIGITS : 1; } /* rows of codes of a row */
 
 INLINE float scale_of(float top) { return top > 0.0f ? top / 127.5f : (top == 0.0f ? 1.0f : NAN); }
 
 INLINE float absmax(const void *x, int bf16, int64_t n) { /* NaN or infinity in x: NaN. The bits of |x| order as integers */
     __m512i top = _mm512_setzero_si512();
-    for (int64_t i = 0; i < n; i += 16)
+    int64_t i = 0;
+    if (bf16) {
+        for (; i + 32 <= n; i += 32)
+            top = _mm512_max_epu16(top, _mm512_and_si512(_mm512_loadu_si512((const uint16_t *)x + i), _mm512_set1_epi16(0x7fff)));
+        top = _mm512_slli_epi32(_mm512_max_epu32(_mm512_srli_epi32(top, 16), _mm512_and_si512(top, _mm512_set1_epi32(0xffff))), 16);
+    }
+    for (; i < n; i += 16)
         top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(get(x, i, bf16, first(n - i)))));
     const uint32_t bits = _mm512_reduce_max_epu32(top);
     float f;
@@ -134,23 +140,34 @@ INLINE float absmax(const void *x, int bf16, int64_t n) { /* NaN or infinity in 
     return bits < 0x7f800000u ? f : NAN;
 }
 
-/* codes = clamp(round(x / scale), -128, 127). The quotient is rounded as a division rounds it (Markstein's correction of the
- * product with the reciprocal, at a third of the time): otherwise codes that lie on a tie would move. */
-INLINE void quantize_row(const void *x, int bf16, int64_t n, float scale, int8_t *codes, int64_t stride, int32_t *sum) {
-    __m512i total = _mm512_setzero_si512();
+/* clamp(round(x / scale), -128, 127). The quotient is rounded as a division rounds it (Markstein's correction of the product
+ * with the reciprocal, at a third of the time): otherwise codes that lie on a tie would move. */
+INLINE __m512i code(__m512 x, __m512 scale, __m512 inverse) {
+    __m512 d = _mm512_mul_ps(x, inverse);
+    d = _mm512_fmadd_ps(_mm512_fnmadd_ps(d, scale, x), inverse, d);
+    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(d, K(-128.0f)), K(127.0f)));
+}
+INLINE void quantize_row(const void *x, int bf16, int64_t n, float scale, int8_t *codes, int64_t stride, int32_t *start) {
     const __m512 s = K(scale), inverse = K(1.0f / scale);
-    for (int64_t i = 0; i < n; i += 16) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i total = _mm512_setzero_si512();
+    int64_t i = 0;
+    if (bf16) /* 32 at a time: the even ones, the odd ones, and side by side again */
+        for (; i + 32 <= n; i += 32) {
+            const __m512i v = _mm512_loadu_si512((const uint16_t *)x + i);
+            const __m512i even = code(_mm512_castsi512_ps(_mm512_slli_epi32(v, 16)), s, inverse);
+            const __m512i odd = code(_mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(0xffff0000))), s, inverse);
+            const __m512i both = _mm512_mask_mov_epi8(even, 0x2222222222222222ull, _mm512_slli_epi32(odd, 8));
+            _mm256_storeu_si256((__m256i *)(codes + i), _mm512_cvtepi32_epi16(both));
+        }
+    for (; i < n; i += 16) {
         const __mmask16 k = first(n - i);
-        const __m512 v = get(x, i, bf16, k);
-        __m512 d = _mm512_mul_ps(v, inverse);
-        d = _mm512_fmadd_ps(_mm512_fnmadd_ps(d, s, v), inverse, d);
-        __m512i q = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(d, K(-128.0f)), K(127.0f)));
-        q = _mm512_maskz_mov_epi32(k, q);
-        total = _mm512_add_epi32(total, q);
+        const __m512i q = _mm512_maskz_mov_epi32(k, code(get(x, i, bf16, k), s, inverse));
         _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtepi32_epi8(q)); /* past n: zeros, within stride */
     }
-    for (int64_t i = (n + 15) / 16 * 16; i < stride; i += 16) _mm_storeu_si128((__m128i *)(codes + i), _mm_setzero_si128());
-    *sum = _mm512_reduce_add_epi32(total);
+    for (; i < stride; i += 16) _mm_storeu_si128((__m128i *)(codes + i), _mm_setzero_si128());
+    for (i = 0; i < stride; i += 64) total = _mm512_dpbusd_epi32(total, ones, _mm512_loadu_si512(codes + i));
+    *start = -128 * _mm512_reduce_add_epi32(total);
 }
 
 INLINE float exact_scale(float top) { /* the power of two that makes the largest at most 2^22 */
@@ -161,7 +178,7 @@ INLINE float exact_scale(float top) { /* the power of two that makes the largest
 }
 
 /* Three rows of codes, the lowest digit first: x / scale = c0 + 256 c1 + 65536 c2, each of -128 … 127. */
-INLINE void split_row(const void *x, int bf16, int64_t n, float scale, int8_t *codes, int64_t stride, int32_t *sums) {
+INLINE void split_row(const void *x, int bf16, int64_t n, float scale, int8_t *codes, int64_t stride, int32_t *starts) {
     const __m512 inverse = K(1.0f / scale);
     __m512i totals[DIGITS] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
     for (int64_t i = 0; i < stride; i += 16) {
@@ -173,13 +190,14 @@ INLINE void split_row(const void *x, int bf16, int64_t n, float scale, int8_t *c
             v = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
         }
     }
-    for (int d = 0; d < DIGITS; d++) sums[d] = _mm512_reduce_add_epi32(totals[d]);
+    for (int d = 0; d < DIGITS; d++) starts[d] = -128 * _mm512_reduce_add_epi32(totals[d]);
 }
 
-typedef struct { const Linear *l; const float *scales; const int32_t *sums; const void *residual; void *y; int bf16; } Out;
+typedef struct { const Linear *l; const float *scales; const int32_t *starts; const void *residual; void *y; int bf16; } Out;
 
-INLINE __m512 total(const Linear *l, __m512i acc, int64_t c, int32_t sum) {
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_mullo_epi32(_mm512_set1_epi32(sum), _mm512_loadu_si512(l->shift + c))));
+INLINE __m512 total(const Linear *l, __m512i acc, int64_t c, int32_t start) {
+    if (l->zero) acc = _mm512_add_epi32(acc, _mm512_mullo_epi32(_mm512_set1_epi32(start / 128), _mm512_loadu_si512(l->zero + c)));
+    return _mm512_cvtepi32_ps(acc);
 }
 INLINE __m512 finish(const Linear *l, __m512 total, int64_t c, __m512 scale) {
     return _mm512_fmadd_ps(total, _mm512_mul_ps(scale, _mm512_loadu_ps(l->scale + c)), _mm512_loadu_ps(l->bias + c));
@@ -196,25 +214,35 @@ INLINE void finish_row(const Out *o, int64_t r, int64_t row, int64_t c, __m512i 
     const __m512 s = K(o->scales[r]);
     const __m512i sums[] = {a0, a1, a2, a3};
     __m512 f[4];
-    for (int i = 0; i < 4; i++) f[i] = finish(l, total(l, sums[i], c + 16 * i, o->sums[r]), c + 16 * i, s);
+    for (int i = 0; i < 4; i++) f[i] = finish(l, total(l, sums[i], c + 16 * i, o->starts[r]), c + 16 * i, s);
     for (int i = 0; i < 4; i++) store(o, row, c + 16 * i, l->outputs, activate(f[i], l->act));
 }
 /* The same of a row in three digits. */
 INLINE void finish_digits(const Out *o, int64_t r, int64_t row, int64_t c, const __m512i a[DIGITS][4]) {
     const Linear *l = o->l;
-    const int32_t *sums = o->sums + r * DIGITS;
+    const int32_t *starts = o->starts + r * DIGITS;
     for (int i = 0; i < 4; i++) {
         const int64_t at = c + 16 * i;
-        __m512 f = total(l, a[2][i], at, sums[2]);
-        f = _mm512_fmadd_ps(f, K(256.0f), total(l, a[1][i], at, sums[1]));
-        f = _mm512_fmadd_ps(f, K(256.0f), total(l, a[0][i], at, sums[0]));
+        __m512 f = total(l, a[2][i], at, starts[2]);
+        f = _mm512_fmadd_ps(f, K(256.0f), total(l, a[1][i], at, starts[1]));
+        f = _mm512_fmadd_ps(f, K(256.0f), total(l, a[0][i], at, starts[0]));
         store(o, row, at, l->outputs, activate(finish(l, f, at, K(o->scales[r])), l->act));
     }
 }
 
+/* Where a tile's outputs go, and its residual comes from, is fetched while it is computed. */
+INLINE void fetch(const Out *o, int64_t row, int64_t rows, int64_t c) {
+    const int64_t width = o->l->outputs, size = o->bf16 ? 2 : 4;
+    for (int64_t r = row; r < row + rows; r++)
+        for (int64_t at = (r * width + c) * size, end = at + PANEL * size; at < end; at += 64) {
+            __builtin_prefetch((const char *)o->y + at, 1);
+            if (o->residual) __builtin_prefetch((const char *)o->residual + at, 0);
+        }
+}
+
 /* Assembler, because gcc spills the intrinsic's sums to the stack. */
 #define DOT(acc, b, v) __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(b), "v"(v))
-#define ZERO(i) __m512i c##i##0 = _mm512_setzero_si512(), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
+#define BEGIN(i) __m512i c##i##0 = _mm512_set1_epi32(start[i]), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
 #define STEP(i) { const __m512i v = _mm512_set1_epi32(*(const int32_t *)(a + i * stride + q)); \
                   DOT(c##i##0, b0, v); DOT(c##i##1, b1, v); DOT(c##i##2, b2, v); DOT(c##i##3, b3, v); }
 #define DONE(i) finish_row(o, r + i, row + i, c, c##i##0, c##i##1, c##i##2, c##i##3);
@@ -229,10 +257,12 @@ INLINE void finish_digits(const Out *o, int64_t r, int64_t row, int64_t c, const
 #define ROWS5(F) ROWS4(F) F(4)
 #define ROWS6(F) ROWS5(F) F(5)
 /* N rows × one panel: a are their codes, r and row the first one's number in the chunk and in y. */
-#define TILE_OF(NAME, N, END)                                                                                                            \
+#define TILE_OF(NAME, N, PARTS, END)                                                                                                            \
     static void NAME(const Out *o, const int8_t *a, int64_t stride, const uint8_t *b, int64_t inputs, int64_t r, int64_t row,    \
                         int64_t c) {                                                                                           \
-        ROWS##N(ZERO)                                                                                                          \
+        const int32_t *start = o->starts + r * PARTS;                                                                          \
+        fetch(o, row, N / PARTS, c);                                                                                            \
+        ROWS##N(BEGIN)                                                                                                         \
         for (int64_t q = 0; q < inputs; q += 4, b += 256) {                                                                    \
             const __m512i b0 = _mm512_load_si512(b), b1 = _mm512_load_si512(b + 64), b2 = _mm512_load_si512(b + 128),          \
                           b3 = _mm512_load_si512(b + 192);                                                                     \
@@ -240,10 +270,10 @@ INLINE void finish_digits(const Out *o, int64_t r, int64_t row, int64_t c, const
         }                                                                                                                      \
         END                                                                                                                    \
     }
-TILE_OF(tile1, 1, ROWS1(DONE)) TILE_OF(tile2, 2, ROWS2(DONE)) TILE_OF(tile3, 3, ROWS3(DONE))
-TILE_OF(tile4, 4, ROWS4(DONE)) TILE_OF(tile5, 5, ROWS5(DONE)) TILE_OF(tile6, 6, ROWS6(DONE))
-TILE_OF(digits1, 3, DONE_DIGITS(r, 0, 1, 2))
-TILE_OF(digits2, 6, DONE_DIGITS(r, 0, 1, 2) row++; DONE_DIGITS(r + 1, 3, 4, 5))
+TILE_OF(tile1, 1, 1, ROWS1(DONE)) TILE_OF(tile2, 2, 1, ROWS2(DONE)) TILE_OF(tile3, 3, 1, ROWS3(DONE))
+TILE_OF(tile4, 4, 1, ROWS4(DONE)) TILE_OF(tile5, 5, 1, ROWS5(DONE)) TILE_OF(tile6, 6, 1, ROWS6(DONE))
+TILE_OF(digits1, 3, DIGITS, DONE_DIGITS(r, 0, 1, 2))
+TILE_OF(digits2, 6, DIGITS, DONE_DIGITS(r, 0, 1, 2) row++; DONE_DIGITS(r + 1, 3, 4, 5))
 typedef void Tile(const Out *, const int8_t *, int64_t, const uint8_t *, int64_t, int64_t, int64_t, int64_t);
 static Tile *const tiles[] = {0, tile1, tile2, tile3, tile4, tile5, tile6}, *const digits[] = {0, digits1, digits2};
 
@@ -306,7 +336,8 @@ static void expand_panel(const Linear *l, int64_t p, float *to) {
     const __m512i byte = _mm512_set1_epi32(255), top = _mm512_set1_epi32(0xffff0000);
     for (int64_t q = 0; q < quads; q++)
         for (int i = 0; i < PANEL; i += 16, from += 64) {
-            const __m512i w = _mm512_load_si512(from), shift = _mm512_loadu_si512(l->shift + p * PANEL + i);
+            const __m512i w = _mm512_load_si512(from), middle = _mm512_set1_epi32(128);
+            const __m512i shift = l->zero ? _mm512_add_epi32(middle, _mm512_loadu_si512(l->zero + p * PANEL + i)) : middle;
             __m512i f[4];
             for (int j = 0; j < 4; j++) {
                 const __m512i code = _mm512_and_si512(_mm512_srli_epi32(w, 8 * j), byte);
@@ -365,7 +396,7 @@ static Rows make_rows(const Linear *l, int64_t rows, char *memory) {
     const int64_t stride = (l->inputs + 63) / 64 * 64;
     Rows x = {(int8_t *)memory, 0, 0, stride};
     x.scales = (float *)(memory + rows * parts_of(l) * stride);
-    x.sums = (int32_t *)(x.scales + rows);
+    x.starts = (int32_t *)(x.scales + rows);
     return x;
 }
 static size_t bytes_of_rows(const Linear *l, int64_t rows) {
@@ -378,12 +409,12 @@ INLINE void quantize_rows_(const Linear *l, const void *x, int bf16, int64_t row
         const char *in = (const char *)x + (row + i) * n * width;
         if (l->mode == EXACT) {
             const float unit = to->scales[r + i] = exact_scale(absmax(in, bf16, n));
-            split_row(in, bf16, n, unit, to->codes + (r + i) * DIGITS * to->stride, to->stride, to->sums + (r + i) * DIGITS);
+            split_row(in, bf16, n, unit, to->codes + (r + i) * DIGITS * to->stride, to->stride, to->starts + (r + i) * DIGITS);
             continue;
         }
         const float scale = l->mode == PER_ROW ? scale_of(absmax(in, bf16, n)) : common;
         to->scales[r + i] = scale;
-        quantize_row(in, bf16, n, scale, to->codes + (r + i) * to->stride, to->stride, to->sums + r + i);
+        quantize_row(in, bf16, n, scale, to->codes + (r + i) * to->stride, to->stride, to->starts + r + i);
         /* a static scale hides what is not finite: look, so that the row's output is NaN */
         if (l->mode == STATIC && absmax(in, bf16, n) != absmax(in, bf16, n)) to->scales[r + i] = NAN;
     }
@@ -436,7 +467,7 @@ void linear(const Linear *l, const void *x, const void *residual, void *y, int64
             } else {
                 const Rows mine = make_rows(l, count, memory);
                 quantize_rows_(l, x, bf16, row, 0, count, common, &mine);
-                const Out o = {l, mine.scales, mine.sums, residual, gated ? memory + own : y, bf16};
+                const Out o = {l, mine.scales, mine.starts, residual, gated ? memory + own : y, bf16};
                 product(&o, &mine, count, gated ? 0 : row, 0, panels);
             }
             if (gated) gate(memory + own, y, count, row, l->outputs / 2, bf16);
@@ -447,7 +478,7 @@ void linear(const Linear *l, const void *x, const void *residual, void *y, int64
     char *memory = scratch(own + (gated ? rows * l->outputs * 4 : 0));
     const Rows all = make_rows(l, rows, memory);
     quantize_rows_(l, x, bf16, 0, 0, rows, common, &all);
-    const Out o = {l, all.scales, all.sums, residual, gated ? memory + own : y, bf16};
+    const Out o = {l, all.scales, all.starts, residual, gated ? memory + own : y, bf16};
 #pragma omp parallel for schedule(static) num_threads(threads) if (panels * rows * l->inputs > 16384)
     for (int64_t p = 0; p < panels; p++) product(&o, &all, rows, 0, p, p + 1);
     if (gated) gate(memory + own, y, rows, 0, l->outputs / 2, bf16);
@@ -556,31 +587,46 @@ INLINE __m512 masked(const Attention *t, __m512 s, int64_t b, int64_t h, int64_t
     return _mm512_add_ps(s, get(t->mask, at, t->mask_kind == 3, in));
 }
 
-/* Softmax of one row of scores, left unnormalised; returns 1 / sum. A row without any key gives zeros, as torch does. */
-INLINE float soften(const Attention *t, float *s, int64_t b, int64_t h, int64_t row, int64_t keys, int64_t padded) {
+INLINE __m512 exp2_(__m512 t, int coarse) { /* minimax on the fraction of t: relative error 7e-8; coarse, for a bfloat16: 7e-5 */
+    const __m512 f = _mm512_reduce_ps(t, 9); /* t - floor(t); 0 of -infinity, of which scalef makes 0 */
+    __m512 p = coarse ? K(7.802452307e-2f) : _mm512_fmadd_ps(K(1.87757668e-3f), f, K(8.989340283e-3f));
+    if (!coarse) p = _mm512_fmadd_ps(p, f, K(5.582631767e-2f));
+    p = _mm512_fmadd_ps(p, f, K(coarse ? 2.260671678e-1f : 2.401536173e-1f));
+    p = _mm512_fmadd_ps(p, f, K(coarse ? 6.958335289e-1f : 6.931530731e-1f));
+    return _mm512_scalef_ps(_mm512_fmadd_ps(p, f, K(coarse ? 9.999252205e-1f : 9.999999251e-1f)), t);
+}
+
+/* Softmax of one row of scores, left unnormalised, `to` floats or (half) bfloat16; returns 1 / sum. Past the keys seen: zeros.
+ * A row without any key gives zeros, as torch does. */
+INLINE float soften(const Attention *t, float *s, void *to, int half, int64_t b, int64_t h, int64_t row, int64_t keys, int64_t padded) {
     const int64_t seen = t->causal && row + 1 < keys ? row + 1 : keys;
+    const float log2e = 1.44269504f;
     __m512 top = K(-INFINITY), sum = K(0.0f);
     for (int64_t i = 0; i < seen; i += 16) {
         const __mmask16 in = first(seen - i);
         __m512 x = _mm512_mul_ps(_mm512_load_ps(s + i), K(t->scale));
-        if (t->mask) x = masked(t, x, b, h, row, i, in);
-        x = _mm512_mask_mov_ps(K(-INFINITY), in, x);
-        _mm512_store_ps(s + i, x);
-        top = _mm512_max_ps(top, x);
+        if (t->mask) {
+            x = masked(t, x, b, h, row, i, in);
+            _mm512_store_ps(s + i, x);
+        }
+        top = _mm512_mask_max_ps(top, in, top, x);
     }
     const float most = _mm512_reduce_max_ps(top);
     if (most == -INFINITY) {
-        memset(s, 0, padded * sizeof(float));
+        memset(to, 0, padded * (half ? 2 : sizeof(float)));
         return 0.0f;
     }
+    const __m512 factor = K(t->mask ? log2e : t->scale * log2e), least = K(-most * log2e);
     int64_t i = 0;
     for (; i < seen; i += 16) {
-        const __m512 x = _mm512_load_ps(s + i);
-        const __m512 e = _mm512_mask_mov_ps(exp_(_mm512_sub_ps(x, K(most))), _mm512_cmp_ps_mask(x, K(-INFINITY), _CMP_EQ_OQ), K(0.0f));
-        _mm512_store_ps(s + i, e);
+        const __m512 e = _mm512_maskz_mov_ps(first(seen - i), exp2_(_mm512_fmadd_ps(_mm512_load_ps(s + i), factor, least), half));
         sum = _mm512_add_ps(sum, e);
+        if (half) _mm256_store_si256((__m256i *)((uint16_t *)to + i), narrow(e));
+        else _mm512_store_ps((float *)to + i, e);
     }
-    for (; i < padded; i += 16) _mm512_store_ps(s + i, K(0.0f));
+    for (; i < padded; i += 16)
+        if (half) _mm256_store_si256((__m256i *)((uint16_t *)to + i), _mm256_setzero_si256());
+        else _mm512_store_ps((float *)to + i, K(0.0f));
     return 1.0f / _mm512_reduce_add_ps(sum);
 }
 
@@ -627,6 +673,20 @@ INLINE int64_t reach(const Attention *t, int64_t b, int64_t h, int64_t row, int6
         }
     }
     return most;
+}
+
+/* Rows of one head are far apart: no processor foresees them. */
+static void fetch_head(const void *x, int64_t at, int64_t rows, int64_t row, int64_t width, int64_t element) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < width * element; c += 64) __builtin_prefetch((const char *)x + (at + r * row) * element + c);
+}
+static void fetch_heads(const Attention *t, int64_t b, int64_t kh) {
+    const int64_t element = t->bf16 ? 2 : 4;
+    if (b >= t->batch) return;
+    fetch_head(t->k, b * t->k_batch + kh * t->k_head, t->keys, t->k_row, t->width, element);
+    fetch_head(t->v, b * t->v_batch + kh * t->v_head, t->keys, t->v_row, t->width, element);
+    for (int64_t h = kh * t->groups; h < (kh + 1) * t->groups; h++)
+        fetch_head(t->q, b * t->q_batch + h * t->q_head, t->queries, t->q_row, t->width, element);
 }
 
 /* One key head of one batch row, and all query heads that it serves. Where the processor multiplies bfloat16, two of them
@@ -677,13 +737,11 @@ static void attend(const Attention *t, int64_t b, int64_t kh) {
             float inverse[TILE];
             if (pairs) multiply_bf16(query, wide, kt, padded, near, steps, scores, padded);
             else multiply_f32(query, wide, kt, padded, near, steps, scores, padded);
-            for (int64_t r = 0; r < count; r++) inverse[r] = soften(t, scores + r * padded, b, h, row + r, seen, near);
-            if (pairs) {
-                for (int64_t r = 0; r < TILE; r++)
-                    for (int64_t i = 0; i < near; i += 16)
-                        _mm256_store_si256((__m256i *)((uint16_t *)(soft + r * padded) + i), narrow(_mm512_load_ps(scores + r * padded + i)));
-                multiply_bf16(soft, padded, values, wide, wide, (seen + 1) / 2, out, wide);
-            } else multiply_f32(scores, padded, values, wide, wide, seen, out, wide);
+            for (int64_t r = 0; r < count; r++)
+                inverse[r] = pairs ? soften(t, scores + r * padded, soft + r * padded, 1, b, h, row + r, seen, near)
+                                   : soften(t, scores + r * padded, scores + r * padded, 0, b, h, row + r, seen, near);
+            if (pairs) multiply_bf16(soft, padded, values, wide, wide, (seen + 1) / 2, out, wide);
+            else multiply_f32(scores, padded, values, wide, wide, seen, out, wide);
             for (int64_t r = 0; r < count; r++)
                 for (int64_t c = 0; c < d; c += 16)
                     put(t->y, ((b * t->queries + row + r) * t->heads + h) * d + c, t->bf16, first(d - c),
@@ -705,7 +763,7 @@ static void attend_row(const Attention *t, int64_t b, int64_t h, int64_t row) {
             sum = _mm512_fmadd_ps(_mm512_load_ps(query + c), get(k, i * t->k_row + c, t->bf16, first(d - c)), sum);
         scores[i] = _mm512_reduce_add_ps(sum);
     }
-    const __m512 inverse = K(soften(t, scores, b, h, row, keys, padded));
+    const __m512 inverse = K(soften(t, scores, scores, 0, b, h, row, keys, padded));
     for (int64_t c = 0; c < d; c += 64) {
         __m512 sums[4] = {K(0.0f), K(0.0f), K(0.0f), K(0.0f)};
         for (int64_t i = 0; i < keys; i++)
@@ -723,7 +781,10 @@ void attention(const Attention *t, int threads) {
         return;
     }
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && t->batch * t->heads * t->queries * t->keys > 4096)
-    for (int64_t i = 0; i < t->batch * heads; i++) attend(t, i / heads, i % heads);
+    for (int64_t i = 0; i < t->batch * heads; i++) {
+        fetch_heads(t, (i + 1) / heads, (i + 1) % heads);
+        attend(t, i / heads, i % heads);
+    }
 }
 
 /* A step of decoding: queries are rotated, keys rotated into the cache, values copied there, and then it is attended to. */

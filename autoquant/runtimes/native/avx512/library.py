@@ -19,7 +19,7 @@ _ISA = ("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10", "DE
 
 class Linear(ctypes.Structure):
     _fields_ = [
-        ("weight", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("shift", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("zero", ctypes.c_void_p),
         ("inputs", ctypes.c_int64), ("outputs", ctypes.c_int64), ("act", ctypes.c_int32), ("mode", ctypes.c_int32),
         ("input_scale", ctypes.c_float),
     ]  # fmt: skip

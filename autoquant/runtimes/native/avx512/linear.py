@@ -24,26 +24,27 @@ class PackedLinear:
     """The weight of an int8 linear layer as the kernel reads it, and what is applied to its sums.
 
     Attributes:
-        weight: uint8, panels of 64 outputs one after the other (see kernels.c). scale, bias: float32, shift: int32, one an
+        weight: uint8, panels of 64 outputs one after the other (see kernels.c). scale, bias: float32, zero: int32, one an
             output, padded to whole panels.
         family: the joined layer whose memory this one is a part of, see `join`.
     """
 
     def __init__(
-        self, weight: Tensor, scale: Tensor, bias: Tensor, shift: Tensor, inputs: int, outputs: int, mode: int,
+        self, weight: Tensor, scale: Tensor, bias: Tensor, zero: Tensor, inputs: int, outputs: int, mode: int,
         input_scale: float, act: str | None = None,
     ) -> None:  # fmt: skip
         self.inputs, self.outputs, self.mode, self.input_scale, self.act = inputs, outputs, mode, input_scale, act
         self.family: PackedLinear | None = None
         self._width = outputs // 2 if act == "swiglu" else outputs
-        self.bind(weight, scale, bias, shift)
+        self.bind(weight, scale, bias, zero)
         self._call = kernels().linear
 
-    def bind(self, weight: Tensor, scale: Tensor, bias: Tensor, shift: Tensor) -> None:
+    def bind(self, weight: Tensor, scale: Tensor, bias: Tensor, zero: Tensor) -> None:
         """Read these from now on."""
-        self.weight, self.scale, self.bias, self.shift = weight, scale, bias, shift
+        self.weight, self.scale, self.bias, self.zero = weight, scale, bias, zero
         self._struct = Linear(
-            weight.data_ptr(), scale.data_ptr(), bias.data_ptr(), shift.data_ptr(), self.inputs, self.outputs,
+            weight.data_ptr(), scale.data_ptr(), bias.data_ptr(), zero.data_ptr() if bool(zero.any()) else None,
+            self.inputs, self.outputs,
             ACTIVATIONS[self.act], self.mode, self.input_scale,
         )  # fmt: skip
         self._address = ctypes.addressof(self._struct)
@@ -58,14 +59,14 @@ class PackedLinear:
         packed = _aligned(padded * (-(-inputs // 4) * 4))
         values = weight.values.contiguous()
         kernels().pack_linear(values.data_ptr(), packed.data_ptr(), outputs, inputs)
-        scale, offset, shift = torch.zeros(padded), torch.zeros(padded), torch.full((padded,), 128, dtype=torch.int32)
+        scale, offset, zero = torch.zeros(padded), torch.zeros(padded), torch.zeros(padded, dtype=torch.int32)
         scale[:outputs] = weight.scale.float().reshape(-1)
         if bias is not None:
             offset[:outputs] = bias.float()
         if weight.zero_point is not None:
-            shift[:outputs] += weight.zero_point.reshape(-1).to(torch.int32)
+            zero[:outputs] += weight.zero_point.reshape(-1).to(torch.int32)
         known = 0.0 if input_scale is None else float(input_scale)
-        return cls(packed, scale, offset, shift, inputs, outputs, _mode(input), known)
+        return cls(packed, scale, offset, zero, inputs, outputs, _mode(input), known)
 
     def unpack(self) -> Tensor:
         """The int8 weight (out, in)."""
@@ -74,12 +75,12 @@ class PackedLinear:
         return (rows[: self.outputs, : self.inputs].to(torch.int16) - 128).to(torch.int8)
 
     def _but(self, **changes: Any) -> PackedLinear:
-        names = ("weight", "scale", "bias", "shift", "inputs", "outputs", "mode", "input_scale", "act")
+        names = ("weight", "scale", "bias", "zero", "inputs", "outputs", "mode", "input_scale", "act")
         return PackedLinear(**{name: getattr(self, name) for name in names} | changes)
 
     def __deepcopy__(self, memo: dict[int, object]) -> PackedLinear:
         weight = _aligned(self.weight.numel()).copy_(self.weight)
-        return self._but(weight=weight, scale=self.scale.clone(), bias=self.bias.clone(), shift=self.shift.clone())
+        return self._but(weight=weight, scale=self.scale.clone(), bias=self.bias.clone(), zero=self.zero.clone())
 
     def with_activation(self, act: str) -> PackedLinear:
         return self._but(act=act)
@@ -126,10 +127,10 @@ def join(parts: Sequence[PackedLinear]) -> PackedLinear:
     first = parts[0]
     weight = _aligned(sum(p.weight.numel() for p in parts))
     torch.cat([p.weight for p in parts], out=weight)
-    columns = [torch.cat([getattr(p, name) for p in parts]) for name in ("scale", "bias", "shift")]
-    scale, bias, shift = columns
+    columns = [torch.cat([getattr(p, name) for p in parts]) for name in ("scale", "bias", "zero")]
+    scale, bias, zero = columns
     outputs = sum(p.outputs for p in parts)
-    joined = PackedLinear(weight, scale, bias, shift, first.inputs, outputs, first.mode, first.input_scale)
+    joined = PackedLinear(weight, scale, bias, zero, first.inputs, outputs, first.mode, first.input_scale)
     byte = place = 0
     for part in parts:
         own = [values[place : place + part.outputs] for values in columns]
