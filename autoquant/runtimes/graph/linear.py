@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule
 from autoquant.models.layers import get_module
 from autoquant.runtimes.graph.nodes import Node, calls, is_float, only_user, packed_of, replace, same, value_of
 from autoquant.runtimes.native import avx512
-from autoquant.runtimes.native.avx512 import PackedLinear
+from autoquant.runtimes.native.avx512 import PackedLinear, PackedPair
 from autoquant.runtimes.operators import NODES
 from autoquant.runtimes.torch_runtime import Int8Linear
 
@@ -114,3 +114,14 @@ def fuse_epilogues(graph: Graph, module: GraphModule) -> None:
             residual = next((arg for arg in user.args if arg is not node), None)
             if isinstance(residual, fx.Node) and same(residual, node) and same(user, node):
                 replace(graph, user, packed_of(node).__call__, (*node.args, residual))
+
+
+def fuse_pairs(graph: Graph) -> None:
+    """A layer of which only another layer reads: both at once."""
+    for node in list(graph.nodes):
+        first, user = packed_of(node), only_user(node)
+        second = packed_of(user)
+        if not isinstance(first, PackedLinear) or not isinstance(second, PackedLinear) or len(node.args) > 1:
+            continue
+        if user.args[0] is node and user.args[1:] != (node,) and PackedPair.fits(first, second):
+            replace(graph, user, PackedPair(first, second).__call__, (node.args[0], *user.args[1:]))

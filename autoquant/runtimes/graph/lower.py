@@ -17,7 +17,13 @@ from torch.fx import Graph, GraphModule
 
 from autoquant.runtimes.graph.attention import fuse_attention, fuse_rotary, lower_attention, lower_caches
 from autoquant.runtimes.graph.capture import Captured
-from autoquant.runtimes.graph.linear import fuse_epilogues, fuse_gated, join_layers, lower_layers
+from autoquant.runtimes.graph.linear import (
+    fuse_epilogues,
+    fuse_gated,
+    fuse_pairs,
+    join_layers,
+    lower_layers,
+)
 from autoquant.runtimes.graph.norms import drop_idle, fuse_norms
 from autoquant.runtimes.graph.write import write
 
@@ -48,5 +54,6 @@ def lower(captured: Captured, model: nn.Module) -> Lowered:
     join_layers(layers, graph, model)
     fuse_attention(graph)
     fuse_epilogues(graph, module)
+    fuse_pairs(graph)
     graph.eliminate_dead_code()
     return Lowered(captured, module, graph, write(graph, module, captured))

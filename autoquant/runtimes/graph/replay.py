@@ -91,7 +91,7 @@ def _again(result: Tensor, function: Callable[..., Tensor], args: tuple, kwargs:
 
 def _is_kernel(target: Any) -> bool:
     """Whether all that a call does is on the tape."""
-    kernels = (avx512.PackedLinear, avx512.Norm, avx512.PackedAttention)
+    kernels = (avx512.PackedLinear, avx512.PackedPair, avx512.Norm, avx512.PackedAttention)
     owner = getattr(target, "__self__", None)
     whole = isinstance(owner, Int8Embedding) and owner.dtype is not torch.float16
     return target in (avx512.attention, avx512.rotary) or isinstance(owner, kernels) or whole

@@ -430,9 +430,37 @@ static void gate(const void *both, void *y, int64_t rows, int64_t row, int64_t n
         }
 }
 
+/* Bytes that `chunk` needs for `count` rows. */
+static size_t bytes_of_chunk(const Linear *l, int64_t count, int64_t rows, int bf16) {
+    const size_t own = expands(l, rows, bf16) ? bytes_of_expanded(l) : bytes_of_rows(l, count);
+    return own + (l->act == ACT_SWIGLU ? (count * l->outputs * 4 + 63) / 64 * 64 : 0);
+}
+/* Rows x_row … + count of x become rows y_row … of y (and of the residual), by one thread in `memory`; `rows` in all. */
+static void chunk(const Linear *l, const void *x, const void *residual, void *y, int64_t x_row, int64_t y_row, int64_t count, int64_t rows,
+                  float common, int bf16, char *memory) {
+    const int gated = l->act == ACT_SWIGLU, wide = expands(l, rows, bf16) && count >= TILE;
+    const size_t own = bytes_of_chunk(l, count, rows, bf16) - (gated ? (count * l->outputs * 4 + 63) / 64 * 64 : 0);
+    Out o = {l, 0, 0, residual, gated ? memory + own : y, bf16};
+    if (wide) product_expanded(&o, (const uint16_t *)x + x_row * l->inputs, count, gated ? 0 : y_row, (float *)memory);
+    else {
+        const Rows mine = make_rows(l, count, memory);
+        quantize_rows_(l, x, bf16, x_row, 0, count, common, &mine);
+        o.scales = mine.scales, o.starts = mine.starts;
+        product(&o, &mine, count, gated ? 0 : y_row, 0, (l->outputs + PANEL - 1) / PANEL);
+    }
+    if (gated) gate(memory + own, y, count, y_row, l->outputs / 2, bf16);
+}
+/* Rows of a chunk so that each thread gets the same number of chunks of at most `most`. */
+static int64_t step_of(int64_t rows, int64_t most, int threads) {
+    const int64_t chunks = ((rows + most - 1) / most + threads - 1) / threads * threads;
+    return ((rows + chunks - 1) / chunks + TILE - 1) / TILE * TILE;
+}
+static int many(int64_t rows, int threads) { return rows >= 2 * 16 * threads || threads == 1; }
+
 /* y (rows, outputs) = act(x Wᵀ + b) + residual; x (rows, inputs) and y, residual dense, float32 or bfloat16. With SwiGLU
- * the first half of the outputs gates the second, y is (rows, outputs / 2), and there is no residual. Many rows: each thread quantizes and multiplies chunks of its own, so that codes and sums never
- * leave its cache. Few rows: the codes are shared and each thread takes some panels. */
+ * the first half of the outputs gates the second, y is (rows, outputs / 2), and there is no residual. Many rows: each thread
+ * quantizes and multiplies chunks of its own, so that codes and sums never leave its cache. Few rows: the codes are shared and
+ * each thread takes some panels. */
 void linear(const Linear *l, const void *x, const void *residual, void *y, int64_t rows, int bf16, int threads) {
     const int64_t panels = (l->outputs + PANEL - 1) / PANEL;
     const int gated = l->act == ACT_SWIGLU;
@@ -450,27 +478,12 @@ void linear(const Linear *l, const void *x, const void *residual, void *y, int64
         }
         common = bad ? NAN : scale_of(top);
     }
-    if (rows >= 2 * 16 * threads || threads == 1) {
-        const int wide = expands(l, rows, bf16);
-        const int64_t most = wide ? EXPANDED_ROWS : CHUNK / parts_of(l);
-        int64_t chunks = (rows + most - 1) / most;
-        chunks = (chunks + threads - 1) / threads * threads; /* the same number for each */
-        const int64_t step = ((rows + chunks - 1) / chunks + TILE - 1) / TILE * TILE;
+    if (many(rows, threads)) {
+        const int64_t step = step_of(rows, expands(l, rows, bf16) ? EXPANDED_ROWS : CHUNK / parts_of(l), threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
         for (int64_t row = 0; row < rows; row += step) {
             const int64_t count = rows - row < step ? rows - row : step;
-            const size_t own = wide ? bytes_of_expanded(l) : bytes_of_rows(l, count);
-            char *memory = scratch(own + (gated ? count * l->outputs * 4 : 0));
-            if (wide && count >= TILE) {
-                const Out o = {l, 0, 0, residual, gated ? memory + own : y, bf16};
-                product_expanded(&o, (const uint16_t *)x + row * l->inputs, count, gated ? 0 : row, (float *)memory);
-            } else {
-                const Rows mine = make_rows(l, count, memory);
-                quantize_rows_(l, x, bf16, row, 0, count, common, &mine);
-                const Out o = {l, mine.scales, mine.starts, residual, gated ? memory + own : y, bf16};
-                product(&o, &mine, count, gated ? 0 : row, 0, panels);
-            }
-            if (gated) gate(memory + own, y, count, row, l->outputs / 2, bf16);
+            chunk(l, x, residual, y, row, row, count, rows, common, bf16, scratch(bytes_of_chunk(l, count, rows, bf16)));
         }
         return;
     }
@@ -482,6 +495,27 @@ void linear(const Linear *l, const void *x, const void *residual, void *y, int64
 #pragma omp parallel for schedule(static) num_threads(threads) if (panels * rows * l->inputs > 16384)
     for (int64_t p = 0; p < panels; p++) product(&o, &all, rows, 0, p, p + 1);
     if (gated) gate(memory + own, y, rows, 0, l->outputs / 2, bf16);
+}
+
+/* y = second(first(x)) + residual. Many rows: what is between them stays in the cache; few: in `between` (rows, inputs of
+ * second), which may be null where there are many. The second's scale must not be one of all rows. */
+void linear_pair(const Linear *first, const Linear *second, const void *x, const void *residual, void *between, void *y, int64_t rows,
+                 int bf16, int threads) {
+    if (!many(rows, threads) || first->mode == PER_TENSOR) {
+        linear(first, x, 0, between, rows, bf16, threads);
+        linear(second, between, residual, y, rows, bf16, threads);
+        return;
+    }
+    const int wide = expands(first, rows, bf16) || expands(second, rows, bf16);
+    const int64_t step = step_of(rows, wide ? EXPANDED_ROWS : CHUNK, threads);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t row = 0; row < rows; row += step) {
+        const int64_t count = rows - row < step ? rows - row : step;
+        const size_t a = bytes_of_chunk(first, count, rows, bf16), b = bytes_of_chunk(second, count, rows, bf16);
+        char *memory = scratch((a > b ? a : b) + count * second->inputs * (bf16 ? 2 : 4)), *inner = memory + (a > b ? a : b);
+        chunk(first, x, 0, inner, row, 0, count, rows, first->input_scale, bf16, memory);
+        chunk(second, inner, residual, y, 0, row, count, rows, second->input_scale, bf16, memory);
+    }
 }
 
 /* ---- embedding: rows of an int8 table, (code - zero point) · scale ---- */

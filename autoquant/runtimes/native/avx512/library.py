@@ -61,12 +61,13 @@ def library() -> ctypes.CDLL | None:
     pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     found.pack_linear.argtypes = [pointer, pointer, count, count]
     found.linear.argtypes = [pointer, pointer, pointer, pointer, count, number, number]
+    found.linear_pair.argtypes = [pointer] * 6 + [count, number, number]
     found.norm.argtypes = [pointer] * 4 + [count, count, ctypes.c_float, number, number, number]
     found.attention.argtypes = [pointer, number]
     found.embed.argtypes = [pointer] * 5 + [count, count, count, number, number]
     found.rotary.argtypes = [pointer, number]
     found.cached_attention.argtypes = [pointer, number]
-    for name in ("pack_linear", "linear", "norm", "attention", "rotary", "cached_attention"):
+    for name in ("pack_linear", "linear", "linear_pair", "norm", "attention", "rotary", "cached_attention"):
         getattr(found, name).restype = None
     return found
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoquant.runtimes.native.avx512.library import Linear, kernels
-from autoquant.runtimes.native.avx512.tape import call, dense
+from autoquant.runtimes.native.avx512.tape import Held, call, dense
 from autoquant.schemes import QuantizedTensor
 from autoquant.values import QuantizationArgs
 
@@ -26,6 +26,7 @@ class PackedLinear:
     Attributes:
         weight: uint8, panels of 64 outputs one after the other (see kernels.c). scale, bias: float32, zero: int32, one an
             output, padded to whole panels.
+        width: of what it returns; with SwiGLU half of `outputs`.
         family: the joined layer whose memory this one is a part of, see `join`.
     """
 
@@ -35,7 +36,7 @@ class PackedLinear:
     ) -> None:  # fmt: skip
         self.inputs, self.outputs, self.mode, self.input_scale, self.act = inputs, outputs, mode, input_scale, act
         self.family: PackedLinear | None = None
-        self._width = outputs // 2 if act == "swiglu" else outputs
+        self.width = outputs // 2 if act == "swiglu" else outputs
         self.bind(weight, scale, bias, zero)
         self._call = kernels().linear
 
@@ -47,7 +48,7 @@ class PackedLinear:
             self.inputs, self.outputs,
             ACTIVATIONS[self.act], self.mode, self.input_scale,
         )  # fmt: skip
-        self._address = ctypes.addressof(self._struct)
+        self.address = ctypes.addressof(self._struct)
 
     @classmethod
     def pack(
@@ -101,10 +102,34 @@ class PackedLinear:
             (…, out); with SwiGLU (…, out / 2).
         """
         x, residual = dense(x), None if residual is None else dense(residual)
-        y = x.new_empty(*x.shape[:-1], self._width)
+        y = x.new_empty(*x.shape[:-1], self.width)
         call(
-            self._call, self._address, x.data_ptr(), None if residual is None else residual.data_ptr(), y.data_ptr(),
+            self._call, self.address, x.data_ptr(), None if residual is None else residual.data_ptr(), y.data_ptr(),
             x.numel() // self.inputs, x.dtype is torch.bfloat16, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+
+class PackedPair:
+    """second(first(x)) of two packed layers: of many rows, what is between them never leaves the cache."""
+
+    def __init__(self, first: PackedLinear, second: PackedLinear) -> None:
+        self.first, self.second = first, second
+        self._call = kernels().linear_pair
+
+    @staticmethod
+    def fits(first: PackedLinear, second: PackedLinear) -> bool:
+        """Not if the second's scale is one of all rows."""
+        return first.width == second.inputs and second.mode != _PER_TENSOR and second.act != "swiglu"
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """second(first(x)) + residual; x: (…, in of first), residual and result: (…, out of second)."""
+        x, residual = dense(x), None if residual is None else dense(residual)
+        between = x.new_empty(*x.shape[:-1], self.second.inputs)
+        y = x.new_empty(*x.shape[:-1], self.second.width)
+        call(
+            self._call, self.first.address, self.second.address, x.data_ptr(), None if residual is None else residual.data_ptr(),
+            Held(between), y.data_ptr(), x.numel() // self.first.inputs, x.dtype is torch.bfloat16, torch.get_num_threads(),
         )  # fmt: skip
         return y
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,13 @@ def call(kernel: Callable[..., Any], *arguments: Any) -> Any:
     """Run a kernel; while a tape is being recorded, its pointers and sizes go onto it."""
     note(kernel, *arguments)
     return kernel(*arguments)
+
+
+class Held:
+    """A pointer among a call's arguments, whose memory lives as long as the call is on a tape."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self._as_parameter_ = tensor, ctypes.c_void_p(tensor.data_ptr())
 
 
 def note(function: Callable[..., Any], *arguments: Any) -> None:
