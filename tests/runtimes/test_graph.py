@@ -336,6 +336,33 @@ def test_an_activation_in_the_product_is_the_activation_behind_it(
         assert torch.allclose(plain.with_activation(act)(x, y), expected + y, atol=4 * tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 5, 31, 97, 250])
+@pytest.mark.parametrize("act", ["gelu", "swiglu"])
+@pytest.mark.parametrize(
+    "inputs", [(TOKENS, TOKENS), (None, TOKENS), (TOKENS, None)], ids=["int8", "weights first", "weights last"]
+)
+def test_two_layers_at_once_are_one_after_the_other(
+    act: str, rows: int, dtype: torch.dtype, inputs: tuple, threads: int
+) -> None:
+    def pack(out: int, into: int, input: object) -> avx512.PackedLinear:
+        return avx512.PackedLinear.pack(
+            quantize(torch.randn(out, into), CHANNELS, name="w"), torch.randn(out), input, None
+        )
+
+    torch.manual_seed(0)
+    first, second = pack(140, 38, inputs[0]).with_activation(act), pack(66, 70 if act == "swiglu" else 140, inputs[1])
+    x, residual = torch.randn(rows, 38, dtype=dtype), torch.randn(rows, 66, dtype=dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = avx512.PackedPair(first, second)(x, residual)
+        torch.testing.assert_close(found, second(first(x), residual), rtol=0, atol=0)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 3e-6), (torch.bfloat16, 4e-3)])
 @pytest.mark.parametrize("rows", [1, 2, 11, 12, 13, 193, 200])
 @pytest.mark.parametrize("inputs, outputs", [(64, 128), (577, 65), (46, 70), (6, 1)])
