@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
 
 from autoquant import artifacts
 from autoquant.errors import AutoquantError
@@ -100,9 +99,7 @@ def entry(model: nn.Module, signature: Any) -> Entry | None:
     Args:
         signature: plain values that say which arguments there are, of which dtypes and, as far as they are fixed, shapes.
     """
-    if not isinstance(model, PreTrainedModel) or torch.is_autocast_enabled("cpu"):
-        return None
-    about = _about(model)
+    about = None if torch.is_autocast_enabled("cpu") else _about(model)
     if about is None:
         return None
     made_from = [repr(signature), about, _versions()]
@@ -119,10 +116,13 @@ def plain_of(captured: Captured) -> dict[str, Any] | None:
         return None
 
 
-def _about(model: PreTrainedModel) -> list[Any] | None:
+def _about(model: nn.Module) -> list[Any] | None:
     """All that a forward pass of installed code can depend on, but for the layers that are opaque to it."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in UNREAL}
-    found: list[Any] = [config, str(getattr(model.config, "_attn_implementation", None))]
+    own: Any = getattr(model, "config", None)
+    if not hasattr(own, "to_dict"):
+        return None
+    config = {key: value for key, value in own.to_dict().items() if key not in UNREAL}
+    found: list[Any] = [config, str(getattr(own, "_attn_implementation", None))]
     for name, module in model.named_modules():
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         if not kind.startswith(CODE) or any(getattr(module, hooks) for hooks in HOOKS):
