@@ -1,9 +1,14 @@
-"""The highest resident memory of this process, read from Linux's /proc; elsewhere since the process began."""
+"""The resident memory of this process: its peak, read from Linux's /proc (elsewhere since the process began), and what can
+be given back.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import gc
+import mmap
 import resource
 import sys
 from pathlib import Path
@@ -27,3 +32,40 @@ def peak() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class MappedFiles:
+    """Files of one kind that this process had mapped into its memory when this was made, as safetensors are read.
+
+    A page that was read stays resident as long as any tensor of its file lives. `give_back` says that it is not needed: it is
+    read from the file again if it is, after all. Nothing may have been written into that memory. Linux only; elsewhere
+    nothing happens.
+    """
+
+    def __init__(self, suffix: str = ".safetensors") -> None:
+        lines: list[str] = []
+        with contextlib.suppress(OSError):
+            lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+        areas = [line.split()[0].split("-") for line in lines if line.endswith(suffix)]
+        self.areas = [(int(start, 16), int(end, 16)) for start, end in areas]
+
+    def give_back(self, address: int, size: int) -> None:
+        """The whole pages of these bytes, if they lie in such a file."""
+        start, end = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE, (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if start < end and any(low <= start and end <= high for low, high in self.areas):
+            _library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+    def give_back_all(self) -> None:
+        for low, high in self.areas:
+            self.give_back(low, high - low)
+
+
+def trim() -> None:
+    """Give back what malloc keeps of the memory that was freed; nothing happens where there is no glibc."""
+    with contextlib.suppress(AttributeError, OSError):
+        _library().malloc_trim(0)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

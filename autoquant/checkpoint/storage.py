@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from autoquant.checkpoint.tensors import COMPANIONS
 from autoquant.errors import CheckpointError
+from autoquant.memory import MappedFiles, trim
 from autoquant.models.layers import get_module, inspect, set_module
 from autoquant.runtimes import Runtime
 from autoquant.schemes import QuantizedTensor
@@ -111,6 +112,14 @@ def place(model: nn.Module, schemes: Mapping[str, Scheme], base_dtype: torch.dty
 
 
 def run(model: nn.Module, runtime: Runtime) -> None:
-    """Put the runtime's modules in the place of every `Stored`."""
+    """Put the runtime's modules in the place of every `Stored`.
+
+    What a kernel has packed is not held a second time, as pages of the file: they are given back layer by layer.
+    """
+    files = MappedFiles()
     for name, module in [(name, module) for name, module in model.named_modules() if isinstance(module, Stored)]:
         set_module(model, name, module.build(runtime))
+        for tensor in module.parameters(recurse=False):
+            files.give_back(tensor.data_ptr(), tensor.nbytes)
+    files.give_back_all()
+    trim()

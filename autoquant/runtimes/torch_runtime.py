@@ -78,8 +78,12 @@ class TorchRuntime(Runtime):
 class Int8Linear(nn.Module):
     """y = x Wᵀ + b with an int8 weight: an integer product if the input is quantized, otherwise an expanded weight.
 
+    Args:
+        pack: hold the weight as the AVX-512 kernel reads it, where there is that kernel, from the beginning.
+
     Buffers:
-        weight: int8 (in, out) for an integer product (the layout `_int_mm` reads fastest), (out, in) for weight only.
+        weight: int8 (in, out) for an integer product (the layout `_int_mm` reads fastest), (out, in) for weight only; empty
+            while it is packed.
         weight_scale: float32 (out,); zero_point: float32 (out,) or None; bias: base dtype (out,) or None.
         input_scale: float32 (1,) for a static scheme.
     """
@@ -93,17 +97,16 @@ class Int8Linear(nn.Module):
 
     def __init__(
         self, weight: QuantizedTensor, bias: Tensor | None, input: QuantizationArgs | None, dtype: torch.dtype,
-        input_scale: Tensor | None,
+        input_scale: Tensor | None, pack: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         out, self.in_features = weight.values.shape
         self.out_features = out
         self.input = input
         self.dtype = dtype
-        values = weight.values if input is None else weight.values.t()
         scale = weight.scale.float().reshape(-1).expand(out).contiguous()
         zero = None if weight.zero_point is None else weight.zero_point.float().reshape(-1).expand(out).contiguous()
-        self.register_buffer("weight", _aligned(values.contiguous()))
+        self.register_buffer("weight", weight.values)
         self.register_buffer("weight_scale", scale)
         self.register_buffer("zero_point", zero)
         self.register_buffer("bias", bias)
@@ -112,17 +115,27 @@ class Int8Linear(nn.Module):
         if input is not None and not input.dynamic and input_scale is None:
             raise SchemeError("A static activation scheme needs a calibrated input scale.")
         self._packed: avx512.PackedLinear | None = None
+        if pack and dtype is not torch.float16 and self._can_pack():
+            self._pack(weight.values)
+        else:
+            self.weight = _aligned((weight.values if input is None else weight.values.t()).contiguous())
 
     @property
     def packed(self) -> avx512.PackedLinear | None:
         """The layer as the AVX-512 kernel reads it, which then has the only copy of the weight; None elsewhere."""
-        if self._packed is None and self.weight.device.type == "cpu" and avx512.available():
-            zero = None if self.zero_point is None else self.zero_point[:, None]
-            values = self.weight if self.input is None else self.weight.t()
-            weight = QuantizedTensor(values, self.weight_scale[:, None], zero)
-            self._packed = avx512.PackedLinear.pack(weight, self.bias32, self.input, self.input_scale)
-            self.weight = torch.empty(0, dtype=torch.int8)
+        if self._packed is None and self._can_pack():
+            self._pack(self.weight if self.input is None else self.weight.t())
         return self._packed
+
+    def _can_pack(self) -> bool:
+        return self.weight.device.type == "cpu" and avx512.available()
+
+    def _pack(self, values: Tensor) -> None:
+        """values: (out, in)."""
+        zero = None if self.zero_point is None else self.zero_point[:, None]
+        weight = QuantizedTensor(values, self.weight_scale[:, None], zero)
+        self._packed = avx512.PackedLinear.pack(weight, self.bias32, self.input, self.input_scale)
+        self.weight = torch.empty(0, dtype=torch.int8)
 
     def _unpack(self) -> None:
         """Back to the plain weight, which is what moves to another device and what other kernels read."""
@@ -131,7 +144,9 @@ class Int8Linear(nn.Module):
             self.weight = values if self.input is None else values.t().contiguous()
 
     def _apply(self, fn, recurse: bool = True):  # .to(), .cuda(), …
-        self._unpack()
+        moved = fn(torch.empty(0))
+        if moved.device.type != "cpu" or moved.dtype is not torch.float32:
+            self._unpack()
         return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -195,7 +210,7 @@ class Int8Conv2d(nn.Module):
         super().__init__()
         self.geometry: dict[str, Any] = {name: getattr(module, name) for name in ("stride", "padding", "dilation")}
         self.kernel_size: tuple[int, int] = module.kernel_size  # type: ignore[assignment]
-        self.linear = Int8Linear(weight, bias, input, dtype, input_scale)
+        self.linear = Int8Linear(weight, bias, input, dtype, input_scale, pack=input is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         kh, kw = self.kernel_size

@@ -110,7 +110,7 @@ class _Call(nn.Module):
 def inlined(model: nn.Module) -> tuple[nn.Module, ...]:
     """The layers of `model` that no opaque node stands for: convolutions, and GPT-2's Conv1D."""
     kinds = (Int8Conv2d, FloatLayer, nn.Conv2d, Conv1D)
-    return tuple(m for name, m in model.named_modules() if isinstance(m, kinds) and _node_of(name, m) is None)
+    return tuple(m for name, m in model.named_modules() if isinstance(m, kinds) and node_of(name, m) is None)
 
 
 def _assumed(program: ExportedProgram, names: Iterable[str]) -> dict[str, tuple[Size, ...]]:
@@ -143,7 +143,7 @@ def _marked(model: nn.Module) -> Iterator[None]:
     marked = []
     forward = model.__dict__.pop("forward", None)  # an accelerated model is captured as it was written
     for name, module in model.named_modules():
-        node = _node_of(name, module)
+        node = node_of(name, module)
         if node is not None:
             module.forward = node  # type: ignore[method-assign]
             marked.append(module)
@@ -156,31 +156,47 @@ def _marked(model: nn.Module) -> Iterator[None]:
             model.forward = forward  # type: ignore[method-assign]
 
 
-def _node_of(name: str, module: nn.Module):
+@dataclass(frozen=True)
+class Opaque:
+    """The node that stands for a layer: its module's forward, while the model is captured.
+
+    Attributes:
+        dtype: of its output; None: of its input.
+        window: stride and reach of a convolution, see `operators.convolution`.
+    """
+
+    name: str
+    width: int
+    dtype: torch.dtype | None = None
+    window: tuple[list[int], list[int]] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        dtype = self.dtype or x.dtype
+        if self.window is None:
+            return layer(x, self.name, self.width, dtype)
+        return convolution(x, self.name, self.width, *self.window, dtype)
+
+
+def node_of(name: str, module: nn.Module) -> Opaque | None:
+    """What stands for this module in a captured graph; None: it is captured as it is written."""
     if isinstance(module, PortableLayer):
         t = module.tensors
         width = t.layer.shape[1 if t.layer.kind == "embedding" else 0]
-        if t.layer.kind == "conv2d":
-            return lambda x: convolution(x, name, width, *t.window, x.dtype)
-        return lambda x: layer(x, name, width, module.dtype)
+        return Opaque(name, width, window=t.window) if t.layer.kind == "conv2d" else Opaque(name, width, module.dtype)
     if isinstance(module, Int8Conv2d):
-        if module.linear.input is None:
-            return None
-        width, kernel = module.linear.out_features, list(module.kernel_size)
-        return lambda x: convolution(x, name, width, kernel, kernel, x.dtype)
-    if isinstance(module, FloatLayer) and module.kind == "conv2d":
-        return None
-    if isinstance(module, Int8Linear):
-        return lambda x: layer(x, name, module.out_features, x.dtype)
-    if isinstance(module, nn.Linear):
-        return lambda x: layer(x, name, module.out_features, x.dtype)
-    if isinstance(module, Int8Embedding):
-        return lambda x: layer(x, name, module.embedding_dim, module.dtype)
-    if isinstance(module, nn.Embedding):
-        return lambda x: layer(x, name, module.embedding_dim, module.weight.dtype)
+        kernel = list(module.kernel_size)
+        return (
+            None if module.linear.input is None else Opaque(name, module.linear.out_features, window=(kernel, kernel))
+        )
     if isinstance(module, FloatLayer):
         width = module.weight.shape[1 if module.kind == "embedding" else 0]
-        return lambda x: layer(x, name, width, module.dtype)
+        return None if module.kind == "conv2d" else Opaque(name, width, module.dtype)
+    if isinstance(module, Int8Linear | nn.Linear):
+        return Opaque(name, module.out_features)
+    if isinstance(module, Int8Embedding):
+        return Opaque(name, module.embedding_dim, module.dtype)
+    if isinstance(module, nn.Embedding):
+        return Opaque(name, module.embedding_dim, module.weight.dtype)
     return None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from autoquant.runtimes.graph import cache
+from autoquant.memory import trim
+from autoquant.runtimes.graph import cache, store
 from autoquant.runtimes.graph.attention import CACHE
 from autoquant.runtimes.graph.capture import Captured, capture, inlined
 from autoquant.runtimes.graph.lower import Lowered, lower
+from autoquant.runtimes.graph.plain import from_plain
 from autoquant.runtimes.graph.replay import Plan, make_plan
 from autoquant.runtimes.native import avx512
 
@@ -97,9 +100,11 @@ class GraphForward:
 
     def _often(self, key: Key, inputs: dict[str, Any]) -> bool:
         """A capture takes seconds. A call with a cache is short, and waits until as long has been spent without it."""
-        if cache.NAME not in inputs:
+        if cache.NAME not in inputs or self.calls[key] > FEW:
             return True
         self.calls[key] += 1
+        if self.calls[key] == 1 and (entry := self._entry(key)) is not None and entry.exists():
+            self.calls[key] = FEW + 1
         return self.calls[key] > FEW
 
     def _prepare(self, key: Key, inputs: dict[str, Any]) -> bool:
@@ -107,12 +112,9 @@ class GraphForward:
         if known is not None and known.inlined != inlined(self.model):  # modules are equal only to themselves
             del self.captured[key]
             self.checked.discard(key)
+        entry = self._entry(key)
         if key not in self.captured:
-            try:
-                self.captured[key] = capture(self.model, inputs)
-            except Exception as error:  # torch.export raises many kinds; the model's own forward computes the same
-                log.info("The graph of %s cannot be captured: %s", type(self.model).__name__, error)
-                self.captured[key] = None
+            self.captured[key] = self._read(key, entry) or self._capture(inputs)
         found = self.captured[key]
         if found is None:
             return False
@@ -125,8 +127,33 @@ class GraphForward:
                 )
                 self.captured[key] = None
                 return False
+            if entry is not None and (plain := store.plain_of(found)) is not None:
+                entry.write(plain)
         self.lowered[key] = lowered
+        trim()
         return True
+
+    def _entry(self, key: Key) -> store.Entry | None:
+        return store.entry(self.model, key[1:])  # one row or several: captured alike
+
+    def _read(self, key: Key, entry: store.Entry | None) -> Captured | None:
+        """What an earlier process has captured, and perhaps compared with the model."""
+        found = None if entry is None else entry.read(self.model)
+        if found is None:
+            return None
+        captured, is_checked = found
+        if is_checked:
+            self.checked.add(key)
+        return captured
+
+    def _capture(self, inputs: dict[str, Any]) -> Captured | None:
+        try:
+            captured = capture(self.model, inputs)
+        except Exception as error:  # torch.export raises many kinds; the model's own forward computes the same
+            log.info("The graph of %s cannot be captured: %s", type(self.model).__name__, error)
+            return None
+        plain = store.plain_of(captured)
+        return captured if plain is None else from_plain(plain, self.model)  # without what torch.export holds on to
 
     @staticmethod
     def _key(inputs: dict[str, Any]) -> Key | None:
@@ -218,7 +245,15 @@ def _agree(a: Any, b: Any) -> bool:
 
 
 def _distance(x: Tensor, y: Tensor) -> float:
-    return float((x.float() - y.float()).norm() / y.float().norm().clamp_min(1e-6))
+    """Relative L2, without copies of large tensors in another dtype."""
+    apart = size = 0.0
+    for a, b in zip(x.reshape(-1).split(CHUNK), y.reshape(-1).split(CHUNK), strict=True):
+        apart += float((a.float() - b.float()).square().sum())
+        size += float(b.float().square().sum())
+    return math.sqrt(apart) / max(math.sqrt(size), 1e-6)
+
+
+CHUNK = 2**16
 
 
 FAR = 0.7

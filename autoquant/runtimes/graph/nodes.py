@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,25 +48,36 @@ def only_user(node: Node) -> Any:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _meta(node: Any) -> Tensor | None:
+@dataclass(frozen=True)
+class Kind:
+    """What a rewrite may know of a tensor: sizes that vary are expressions, which are equal if they are written alike."""
+
+    dtype: torch.dtype
+    shape: tuple[Any, ...]
+
+
+def kind_of(node: Any) -> Kind | None:
+    """Of a node whose value is a tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return value if isinstance(value, Tensor) else None
+    if isinstance(value, Tensor):
+        return Kind(value.dtype, tuple(value.shape))
+    return value if isinstance(value, Kind) else None
 
 
 def shape_of(node: Any) -> tuple:
-    value = _meta(node)
-    return () if value is None else tuple(value.shape)
+    kind = kind_of(node)
+    return () if kind is None else kind.shape
 
 
 def is_float(node: Node) -> bool:
-    value = _meta(node)
-    return value is not None and value.dtype in (torch.float32, torch.bfloat16)
+    kind = kind_of(node)
+    return kind is not None and kind.dtype in (torch.float32, torch.bfloat16)
 
 
 def same(a: Any, b: Any) -> bool:
     """Whether two nodes have one dtype and one shape, whatever the batch and the length."""
-    left, right = _meta(a), _meta(b)
-    if left is None or right is None or left.dtype is not right.dtype or left.dim() != right.dim():
+    left, right = kind_of(a), kind_of(b)
+    if left is None or right is None or left.dtype is not right.dtype or len(left.shape) != len(right.shape):
         return False
     return all(x == y if isinstance(x, int) and isinstance(y, int) else str(x) == str(y)
                for x, y in zip(left.shape, right.shape, strict=True))  # fmt: skip

@@ -31,7 +31,7 @@ def load_library(source: Path, extra: tuple[str, ...] = ()) -> ctypes.CDLL | Non
     if os.environ.get("AUTOQUANT_NATIVE") == "0" or compiler is None or platform.system() != "Linux":
         return None
     flags = (*FLAGS, *extra)
-    key = hashlib.sha256(source.read_bytes() + f"{compiler}{flags}{_processor()}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(source.read_bytes() + f"{compiler}{flags}{processor()}".encode()).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{key}.so"
     try:
         if not target.exists():
@@ -47,7 +47,8 @@ def load_library(source: Path, extra: tuple[str, ...] = ()) -> ctypes.CDLL | Non
         return None  # no usable compiler or cache folder
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's features."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -73,6 +73,25 @@ class AutoquantUniform(Engine):
             scheme = SCHEMES[layers[layer.tied_to]] if layer.tied_to else project(SCHEMES[SCHEME], layer.kind)
             layers[layer.name] = scheme.name if runtime.supports(layer, scheme) is None else BASE
         autoquant.apply(source.folder, LayerMap(layers=layers, base_dtype=BASE), folder)
+        self.capture(source, kind, folder)
+
+    def capture(self, source: Source, kind: str, folder: Path) -> None:
+        """Serve once: the graph of such calls is then stored on this machine, as other engines' graphs are in their files."""
+        served: Any = self.load(source, folder, None, 1)
+        shape = next(shape for shape in source.model.shapes if shape.kind == kind)
+        arrays = source.arrays(source.task.example(1, shape.length))
+        if kind == "decode":
+            from transformers import DynamicCache
+
+            ids, cache = served.torch.from_numpy(arrays["input_ids"]), DynamicCache()
+            with served.quiet():
+                served.run(input_ids=ids, past_key_values=cache, use_cache=True)
+            arrays = {"tokens": arrays["input_ids"][:, :STEPS]}
+            for number, layer in enumerate(cache.layers):
+                arrays |= {f"key_{number}": layer.keys.float().numpy(), f"value_{number}": layer.values.float().numpy()}
+            served.decode(arrays).call()
+        else:
+            served.forward(arrays).call()
 
     def load(self, source: Source, folder: Path, shape: Shape | None, threads: int) -> Served:
         import autoquant
@@ -93,3 +112,4 @@ class AutoquantFolder(AutoquantUniform):
 
     def build(self, source: Source, kind: str, folder: Path) -> None:
         shutil.copytree(self.checkpoint, folder, dirs_exist_ok=True)
+        self.capture(source, kind, folder)

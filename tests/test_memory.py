@@ -1,0 +1,86 @@
+"""What is not needed is given back, and nothing else changes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from autoquant.memory import MappedFiles, trim
+from autoquant.runtimes.native import avx512
+from autoquant.runtimes.torch_runtime import Int8Linear
+from autoquant.schemes import SCHEMES, quantize
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def resident(path: Path) -> int:
+    """KB of a mapped file that are in this process's memory."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = line.endswith(str(path))
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
+
+
+def mapped(path: Path) -> dict[str, Tensor]:
+    tensors = {name: torch.arange(2**20, dtype=torch.int32) + number for number, name in enumerate("ab")}
+    save_file(tensors, path)
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in "ab"}
+
+
+@linux
+def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    a, b = mapped(path).values()
+    total = int(a.sum()) + int(b.sum())
+    whole = resident(path)
+    assert whole >= 8000, "the file is mapped, and was read"
+    files = MappedFiles()
+    files.give_back(a.data_ptr(), a.nbytes)
+    assert resident(path) <= whole - 4000
+    files.give_back_all()
+    assert resident(path) <= 8
+    assert int(a.sum()) + int(b.sum()) == total and a[-1] == 2**20 - 1
+
+
+@linux
+def test_memory_that_is_no_such_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.other"
+    a, _ = mapped(path).values()
+    own = torch.arange(2**20)
+    total, before = int(a.sum()), resident(path)
+    files = MappedFiles()
+    for tensor in (own, a):
+        files.give_back(tensor.data_ptr(), tensor.nbytes)
+    files.give_back_all()
+    trim()
+    assert resident(path) == before and int(a.sum()) == total
+    assert torch.equal(own, torch.arange(2**20))
+
+
+@pytest.mark.skipif(not avx512.available(), reason="no AVX-512 VNNI or no C compiler: nothing is packed here")
+@pytest.mark.parametrize("name", ["int8-channel-sym/a8-token", "int8-channel-asym"])
+def test_a_layer_holds_its_weight_once(name: str) -> None:
+    """Packed from the beginning, where it is; plain again where it moves to."""
+    scheme = SCHEMES[name]
+    assert scheme.weights is not None
+    weight = quantize(torch.randn(96, 64), scheme.weights, scale_dtype=torch.float32, name="x")
+    layer = Int8Linear(weight, torch.randn(96), scheme.input, torch.float32, None)
+    assert layer.weight.numel() == 0 and layer._packed is not None
+    x = torch.randn(3, 64)
+    right = layer(x)
+    kept = layer.to("cpu").float()._packed
+    assert kept is not None and torch.equal(kept.unpack(), weight.values) and torch.equal(layer(x), right)
+    layer.to(torch.bfloat16)
+    assert layer._packed is None
+    codes = layer.weight if scheme.input is None else layer.weight.t()
+    assert torch.equal(codes, weight.values)
