@@ -226,9 +226,11 @@ def test_a_budget_that_the_data_cannot_settle_is_inconclusive(workplace, model, 
     assert main([*arguments(model, data, out, "--quiet"), "--budget", "0.001", "--trials", "3"]) == 4
     report = read(out)
     assert report["verdict"] == "INCONCLUSIVE"
-    assert report["shipped"] == "half"
+    assert report["shipped"] in ("half", "float32")  # whichever is better here
     assert "n" in report["metric"]
-    assert (out / "checkpoint" / "model.safetensors").is_file()
+    with safe_open(out / "checkpoint" / "model.safetensors", "pt") as file:
+        kept = {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    assert kept == {torch.float32 if report["shipped"] == "float32" else getattr(torch, report["half_dtype"])}
 
 
 def test_where_nothing_is_faster_than_float32_float32_is_shipped(workplace, model, data, monkeypatch):
