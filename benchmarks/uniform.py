@@ -1,9 +1,9 @@
 """Is what was shipped slower than the best uniform map? Finished run folders, every uniform map of their studies beside it.
 
 Of each run folder (of `autoquant search --out`, or `models.py --out`): the checkpoint that was shipped, and every map without
-quantization or with one scheme everywhere that was found feasible on the search split, written as checkpoints, loaded by
-`autoquant.load`, each in a process of its own, in turns and in a new order each round. A map is slower when its ratio to the
-fastest of them, taken round by round, is above 1 by more than its own spread, and by 2% at least.
+quantization or with one scheme everywhere that was found feasible on the search split and did not fail to be certified, written
+as checkpoints, loaded by `autoquant.load`, each in a process of its own, in turns and in a new order each round. A map is slower
+when its ratio to the fastest of them, taken round by round, is above 1 by more than its own spread, and by 2% at least.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def uniform_maps(run: Path) -> dict[str, LayerMap]:
     found = {}
     for candidate in report["search"]["candidates"]:
         label, base = candidate["label"], candidate["base_dtype"]
-        if not candidate["feasible"] or candidate["origin"] != "enqueued":
+        failed = candidate["certified"] not in (None, "PASS")
+        if not candidate["feasible"] or failed or candidate["origin"] != "enqueued":
             continue
         scheme = label if label in FLOAT_DTYPES else label.removeprefix("uniform ").split(" in ")[0]
         layers = {}
