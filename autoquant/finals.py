@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from autoquant import memory
 from autoquant.fresh import measure_latency
 from autoquant.layer_maps import make_map
 from autoquant.search import finalists, saving
 from autoquant.session import Session
 from autoquant.values import Candidate, LayerMap, Price, Profile
+
+COPIES = 3
+"""Times a checkpoint's bytes that a served model may take: as loaded, packed for the kernels, and the graph's own."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ def finals_stage(session: Session, profile: Profile, price: Price, found: Sequen
     """Time them; a resumed run finds the figures in its folder."""
     session.assembler.forget()
     s = session.settings
-    chosen = finalists(found, s.rungs, s.objective)
+    chosen = finalists(found, s.rungs, s.objective, room=memory.available() / COPIES)
     if not any(c.base_dtype == "float32" and not c.quantized for c in chosen):
         chosen.insert(0, _float32(session, price))
     maps = {c.number: make_map(session, c, profile) for c in chosen}

@@ -1,9 +1,13 @@
-"""The highest resident memory of this process, read from Linux's /proc; elsewhere since the process began."""
+"""The highest resident memory of this process, and what the machine has left, read from Linux's /proc.
+
+Elsewhere the highest is since the process began, and what is left is not known.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import resource
 import sys
 from pathlib import Path
@@ -27,3 +31,12 @@ def peak() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def available() -> float:
+    """Bytes that new processes may take without swapping; infinite where that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return math.inf

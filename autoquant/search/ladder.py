@@ -8,6 +8,7 @@ for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from autoquant.search.problem import TIME_WEIGHT, noise_share
@@ -70,11 +71,20 @@ def _pays(quantized: Candidate, plain: Candidate, objective: str) -> bool:
     return not saves_as_much(plain, quantized, objective)
 
 
-def finalists(found: Sequence[Candidate], rungs: int = 2, objective: str = "balanced") -> list[Candidate]:
-    """The maps that may be shipped, to be timed again side by side: floats, the ladder as the search sees it, what saves
-    most, and the best uniform maps."""
+def finalists(
+    found: Sequence[Candidate], rungs: int = 2, objective: str = "balanced", room: float = math.inf
+) -> list[Candidate]:
+    """The maps that may be shipped, to be timed again side by side: floats, the ladder as the search sees it, the best uniform
+    maps, and what saves most; of the last two as many as fit.
+
+    Args:
+        room: bytes that all these models may take together.
+    """
     fits = sorted((c for c in found if c.feasible and c.quantized), key=lambda c: -c.saving)
     uniform = [c for c in fits if c.origin == "enqueued"]
     floats = [c for c in found if c.state == "complete" and not c.quantized]
-    chosen = [*floats, *ladder(found, rungs, objective), *fits[:FASTEST], *uniform[:ENQUEUED]]
-    return sorted({c.number: c for c in chosen}.values(), key=lambda c: c.number)
+    chosen = {c.number: c for c in (*floats, *ladder(found, rungs, objective))}
+    for c in (*uniform[:ENQUEUED], *fits[:FASTEST]):
+        if sum(one.bytes for one in chosen.values()) + c.bytes <= room:
+            chosen[c.number] = c
+    return sorted(chosen.values(), key=lambda c: c.number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -114,6 +115,9 @@ def test_finalists_are_the_floats_what_saves_most_and_the_best_uniform_maps() ->
         *(candidate(3 + i / 10, 0.2, number=10 + i) for i in range(5)),
     ]
     assert [c.number for c in finalists(found)] == [0, 1, 3, 12, 13, 14]
+    sized = [replace(c, bytes=10) for c in found]
+    assert [c.number for c in finalists(sized, room=30)] == [0, 1, 14]  # what may be shipped at all, whatever the room
+    assert [c.number for c in finalists(sized, room=0)] == [0, 14]
 
 
 def test_times_that_noise_explains_are_levelled_and_others_are_not() -> None:
