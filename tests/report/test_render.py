@@ -165,7 +165,6 @@ def test_the_fewest_keys_are_enough() -> None:
     render_html(report)
 
 
-@pytest.mark.parametrize("verdict", ["PASS", "FAIL", "INCONCLUSIVE"])
 @pytest.mark.parametrize(("shipped", "runs"), [("float32", True), ("half", False)])
 def test_a_float_map_that_is_shipped_runs_and_is_not_called_quantized(shipped: str, runs: bool) -> None:
     page = render_html({**sample.full(), "shipped": shipped, "schemes": {"float32": 40}, "base_dtype": "float32"})
@@ -173,6 +172,7 @@ def test_a_float_map_that_is_shipped_runs_and_is_not_called_quantized(shipped: s
     assert "float32, by autoquant" in page
 
 
+@pytest.mark.parametrize("verdict", ["PASS", "FAIL", "INCONCLUSIVE"])
 @pytest.mark.parametrize("shipped", ["quantized", "half", "float32"])
 def test_every_ending_has_a_page(verdict: str, shipped: str) -> None:
     report = {**sample.full(), "verdict": verdict, "shipped": shipped}
