@@ -1,5 +1,6 @@
-"""The resident memory of this process: its peak, read from Linux's /proc (elsewhere since the process began), and what can
-be given back.
+"""The resident memory of this process, what of it can be given back, and what the machine has left: from Linux's /proc.
+
+Elsewhere the peak is since the process began, and what is left is not known.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import math
 import mmap
 import resource
 import sys
@@ -69,3 +71,12 @@ def trim() -> None:
 @functools.cache
 def _library() -> ctypes.CDLL:
     return ctypes.CDLL(None)
+
+
+def available() -> float:
+    """Bytes that new processes may take without swapping; infinite where that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return math.inf

@@ -18,6 +18,8 @@ from autoquant import artifacts
 from autoquant.certification import certify_stage
 from autoquant.checkpoint import read_layer_map, write_layer_map
 from autoquant.errors import StaleError
+from autoquant.finals import finals_stage
+from autoquant.fresh import WRITTEN
 from autoquant.layer_maps import input_absmax, make_map
 from autoquant.price import measure_price
 from autoquant.profile import measure_profile
@@ -140,10 +142,10 @@ def run_stages(session: Session) -> dict[str, Any]:
         say("2/5 price: bytes and milliseconds of each choice on this machine")
         price = price_stage(session)
     half = best_half(price)
-    for base, ms in price.model_ms.items():
+    for base, ms in price.served_ms.items():
         if base not in price.layer_ms:
             session.progress.note(
-                f"{base} takes {ms / price.model_ms['float32']:.1f}× the time of float32 on this machine: not searched."
+                f"{base} takes {ms / price.served_ms['float32']:.1f}× the time of float32 on this machine: not searched."
             )
     with Timed(stages, "search"):
         say("3/5 search: the best map under the budget, on the search split")
@@ -151,22 +153,19 @@ def run_stages(session: Session) -> dict[str, Any]:
     say(f"  {len(found)} maps; ended: {ended}")
     with Timed(stages, "certify"):
         say("4/5 certify: saved checkpoints, reloaded in fresh processes, on data that the search never saw")
-        certified = certify_stage(session, profile, found, half)
+        finals = finals_stage(session, profile, price, found, half)
+        found = finals.update(found)
+        certified = certify_stage(session, finals, half)
     shipped = replace(
         certified.shipped.layer_map,
-        model=certified.judged.layer_map.model,
-        found_on=certified.judged.layer_map.found_on,
-        verdict={
-            "run": certified.status,
-            **(certified.shipped.verdict.to_dict() if certified.shipped.verdict else {"status": "UNTESTED"}),
-        },
+        verdict={"run": certified.status, **certified.shipped.verdict.to_dict()},
     )
     shipped = replace(shipped, format=read_layer_map(certified.shipped.path).format)  # as it was written
     write_layer_map(session.folder / MAP, shipped)
     say("5/5 report")
     report = summarise(session, profile, price, found, certified, stages, half, ended)
     ship(certified.shipped.path, session.folder / CHECKPOINT, shipped)
-    shutil.rmtree(session.folder / "candidates", ignore_errors=True)
+    shutil.rmtree(session.folder / WRITTEN, ignore_errors=True)
     artifacts.write_json(session.folder / REPORT, report)
     render(session.folder)
     return report
@@ -221,8 +220,8 @@ def announce_power(session: Session) -> None:
 
 
 def best_half(price: Price) -> str:
-    """The faster of bfloat16 and float16 on this machine, measured on the whole model."""
-    return min(("bfloat16", "float16"), key=lambda base: price.model_ms.get(base, math.inf))
+    """The faster of bfloat16 and float16 on this machine, measured on the whole model as it is served."""
+    return min(("bfloat16", "float16"), key=lambda base: price.served_ms.get(base, math.inf))
 
 
 def describe(candidate: Candidate, session: Session) -> str:

@@ -42,14 +42,12 @@ def summarise(
     stages: Mapping[str, float], half: str, ended: str,
 ) -> dict[str, Any]:  # fmt: skip
     task, verdict = session.task, certified.judged.verdict
-    assert verdict is not None, "the map that is judged has a verdict"
     layer_map = certified.judged.layer_map
     floats = {layer.name: "float32" for layer in session.inventory.layers}
     halves = {layer.name: half for layer in session.inventory.layers}
-    shipped = (
-        "half" if certified.shipped is not certified.judged or set(layer_map.layers.values()) == {half} else "quantized"
-    )
-    judged = [(rung.label, rung.verdict) for rung in certified.rungs if rung.verdict is not None]
+    winner = certified.shipped.candidate
+    shipped = "quantized" if winner.quantized else "float32" if winner.base_dtype == "float32" else "half"
+    judged = [(rung.label, rung.verdict) for rung in certified.rungs]
     results = {label: answer.status for label, answer in judged}
     front = _front(found)
     sizes = {

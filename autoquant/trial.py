@@ -82,6 +82,7 @@ def make_evaluate(
             margin=excess(drop + normal * expected, budget),
             divergence=sums[0] / max(1, sums[1]),
             ms=times["map"][0] / times["anchor"][0] * price.model_ms["float32"],
+            noise=times["map"][1] / times["map"][0],
             items=len(result.values),
         )
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import statistics
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+SECONDS = 0.3
+"""Of timing for each checkpoint in a round."""
 MODELS = Path("~/.cache/autoquant-dev-models").expanduser()
 DATA_VARIABLE = "AUTOQUANT_DEV_DATA"
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +47,35 @@ def need(*paths: Path) -> None:
     for path in paths:
         if not path.exists():
             sys.exit(f"{path} is not there. Say where the models and the data are: --models FOLDER --data FOLDER.")
+
+
+def time_checkpoints(
+    places: Mapping[Any, tuple[Path, Mapping[str, str]]], shape: Mapping[str, Any], args: argparse.Namespace
+) -> dict[Any, list[float]]:
+    """Median ms of each round of each checkpoint, loaded by `autoquant.load` in a process of its own.
+
+    All take turns, in a new order each round; the others wait on a pipe.
+
+    Args:
+        places: key → checkpoint folder, and variables of its process's environment.
+        args: with `threads`, `rounds`, `seed`.
+    """
+    from autoquant.bench.processes import Worker
+
+    request = {"batch_size": shape["batch_size"], "seq_len": shape.get("seq_len")}
+    with ExitStack() as stack:
+        workers = {}
+        for key, (path, environment) in places.items():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autoquant-timing-")))
+            workers[key] = stack.enter_context(Worker(path, args.threads, folder, environment=environment))
+        for worker in workers.values():
+            worker.ask("prepare", **request)
+        times: dict[Any, list[float]] = {key: [] for key in workers}
+        draw = random.Random(args.seed)
+        for _ in range(args.rounds):
+            for key in draw.sample(list(workers), len(workers)):
+                times[key].append(statistics.median(workers[key].ask("round", seconds=SECONDS, **request)["ms"]))
+    return times
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

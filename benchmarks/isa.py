@@ -1,38 +1,38 @@
 """Is a map the fastest on the hardware that it was found for? One machine stands in for three.
 
-ONEDNN_MAX_CPU_ISA caps the instructions that oneDNN uses, and autoquant's own kernels with it. `autoquant search` runs on the
-same model and data under each cap, in a process of its own; then every shipped checkpoint is timed under every cap, each in
-a process of its own, in turns and in a new order each round, and the float32 model with them. What should come out: different
-maps, and in every row of the table the smallest time on the diagonal. What the cap does not reach: float32 products (torch
-multiplies those with MKL), and torch's own vector code.
+ONEDNN_MAX_CPU_ISA caps the instructions that oneDNN uses, and autoquant's own kernels are compiled for it; for AVX2, torch's
+own vector code and MKL's float32 products are capped by their variables, too. `autoquant search` runs on the same model and
+data under each cap, in a process of its own; then every shipped checkpoint is timed under every cap, each in a process of its
+own, in turns and in a new order each round, and the float32 model with them. What should come out: different maps, and in
+every row of the table the smallest time on the diagonal. MKL may choose its kernels otherwise on processors that are not
+Intel's.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, need, parser, table, write
+from common import ROOT, need, parser, table, time_checkpoints, write
 from models import EXIT_OF_A_VERDICT, JOBS, command
 
 from autoquant.artifacts import read_json
-from autoquant.bench.processes import Worker
 from autoquant.checkpoint import read_layer_map
 from autoquant.errors import UsageError, pick
 from autoquant.evaluation import spread
 
-ISAS = {"all": "DEFAULT", "AVX512_VNNI": "AVX512_CORE_VNNI", "AVX2": "AVX2"}
-"""Name in the tables → value of ONEDNN_MAX_CPU_ISA."""
-SECONDS = 0.3
-"""Of timing for each checkpoint in a round."""
+ISAS = {
+    "all": {"ONEDNN_MAX_CPU_ISA": "DEFAULT"},
+    "AVX512_VNNI": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+    "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+}
+"""Name in the tables → environment of the processes."""
 FLOAT = "float32 model"
 
 
@@ -53,9 +53,9 @@ def search(isa: str, job: str, args: Any, out: Path) -> Found:
     Exits with the last lines of a search that failed.
     """
     if not (out / "report.json").is_file():
-        print(f"searching with ONEDNN_MAX_CPU_ISA={ISAS[isa]} …", flush=True)
+        print(f"searching with {' '.join(f'{name}={value}' for name, value in ISAS[isa].items())} …", flush=True)
         environment = {
-            **os.environ, "ONEDNN_MAX_CPU_ISA": ISAS[isa],
+            **os.environ, **ISAS[isa],
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }  # fmt: skip
         line = [*command(JOBS[job], args, out), "--objective", "latency"]
@@ -70,22 +70,8 @@ def search(isa: str, job: str, args: Any, out: Path) -> Found:
 
 def measure(paths: dict[str, Path], shape: dict[str, int], args: Any) -> dict[tuple[str, str], tuple[float, float]]:
     """(ISA timed on, key of `paths`) → median ms and half the interquartile range of the rounds' medians."""
-    request = {"batch_size": shape["batch_size"], "seq_len": shape.get("seq_len")}
-    with ExitStack() as stack:
-        workers = {}
-        for isa, cap in ISAS.items():
-            for name, path in paths.items():
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autoquant-isa-")))
-                worker = Worker(path, args.threads, folder, environment={"ONEDNN_MAX_CPU_ISA": cap})
-                workers[isa, name] = stack.enter_context(worker)
-        for worker in workers.values():
-            worker.ask("prepare", **request)
-        times: dict[tuple[str, str], list[float]] = {key: [] for key in workers}
-        draw = random.Random(args.seed)
-        for _ in range(args.rounds):
-            for key in draw.sample(list(workers), len(workers)):
-                times[key].append(float(np.median(workers[key].ask("round", seconds=SECONDS, **request)["ms"])))
-    return {key: spread(values) for key, values in times.items()}
+    places = {(isa, name): (path, ISAS[isa]) for isa in ISAS for name, path in paths.items()}
+    return {key: spread(values) for key, values in time_checkpoints(places, shape, args).items()}
 
 
 def verdict(isa: str, ms: dict[tuple[str, str], tuple[float, float]]) -> str:

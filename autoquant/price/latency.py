@@ -2,11 +2,13 @@
 
 Layers of the same geometry are measured once. Within a geometry all schemes alternate, so that drift of a shared machine
 hits them alike. Then whole models say what the layers cost among each other (`in_situ`). A half precision that is much
-slower than float32 here (float16 on most CPUs) is measured on the whole model only and left out of the search.
+slower than float32 here (float16 on most CPUs), even with int8 products, is measured on the whole model only and left out of
+the search.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -28,7 +30,11 @@ LEAST_MAPS = 9
 CALLS = 9
 """Timed calls of each, if there is time."""
 HOPELESS = 1.25
-"""A base dtype that takes this many times float32's time for the whole model is not searched."""
+"""A base dtype whose best takes this many times the time of float32's best, both as they are served, is not searched."""
+EMULATED = 4
+"""A float model that takes this many times float32's is hopeless, whatever its int8 products take: nothing more is tried."""
+TYPICAL = ("int8-channel-sym/a8-token", "int8-channel-sym")
+"""Schemes of the uniform map that speaks for a base dtype beside its float model: the first that a layer may run."""
 
 
 def measure_price(
@@ -56,10 +62,18 @@ def measure_price(
     floats = {base: assembler.assemble({}, base) for base in base_dtypes}
     calls = {base: forward_call(floats[base], task, example) for base in base_dtypes}
     model_ms = _time_bases({base: _plain(floats[base], calls[base]) for base in base_dtypes}, max_seconds / 6)
-    reference = model_ms.get("float32", min(model_ms.values()))
-    searched = [base for base in base_dtypes if model_ms[base] <= HOPELESS * reference]
+    served = _time_bases(calls, max_seconds / 6)
+    uniform = {base: _typical(inventory.layers, schemes, base) for base in base_dtypes}
+    served_ms = {}
+    for base in base_dtypes:
+        emulated = served[base] > EMULATED * served.get("float32", math.inf)
+        maps = [] if emulated else [uniform[base]]
+        served_ms[base] = min(
+            served[base], *_time_maps(assembler, base, maps, task, example, max_seconds / 30), math.inf
+        )
+    reference = served_ms.get("float32", min(served_ms.values()))
+    searched = [base for base in base_dtypes if served_ms[base] <= HOPELESS * reference]
 
-    served = time_models({base: calls[base] for base in searched}, rounds=9, warmup=2, max_seconds=max_seconds / 6)
     inputs = {}
     for base in searched:
         with decelerated(floats[base]) as plain:
@@ -93,7 +107,7 @@ def measure_price(
             progress(done, total)
     base_ms = {}
     for base in searched:
-        rest = max(0.0, served[base][0] - sum(layer_ms[base][layer.name][base] for layer in inventory.layers))
+        rest = max(0.0, served[base] - sum(layer_ms[base][layer.name][base] for layer in inventory.layers))
         # A layer that no input reaches stays as it is: it has no calibrated range either.
         reached = {name: tuple(row) if any(row.values()) else () for name, row in layer_ms[base].items()}
         maps = sample_maps(inventory.layers, reached, base)
@@ -111,12 +125,22 @@ def measure_price(
         layer_ms_noise=noise,
         base_ms=base_ms,
         model_ms=model_ms,
+        served_ms=served_ms,
         shape=shape_used,
         threads=torch.get_num_threads(),
         hardware=assembler.runtime.description(),
         runtime=assembler.runtime.name,
         seconds=time.perf_counter() - start,
     )
+
+
+def _typical(layers: Sequence[Layer], schemes: Mapping[str, Sequence[str]], base: str) -> dict[str, str]:
+    """The uniform map of `TYPICAL`; a layer that may run none of them stays in the base dtype."""
+    found = {}
+    for layer in layers:
+        names = (project(SCHEMES[name], layer.kind).name for name in TYPICAL)
+        found[layer.name] = next((name for name in names if name in schemes[layer.name]), base)
+    return found
 
 
 def _plain(model: nn.Module, call: Callable[[], None]) -> Callable[[], None]:
@@ -128,13 +152,19 @@ def _plain(model: nn.Module, call: Callable[[], None]) -> Callable[[], None]:
 
 
 def _time_bases(calls: Mapping[str, Callable[[], None]], max_seconds: float) -> dict[str, float]:
-    """Median ms of the whole model in each base dtype. One far slower than the fastest is called twice, and that is it."""
+    """Median ms of the whole model in each base dtype. One far slower than the fastest is called a few times, and that is it.
+
+    The first calls of a model that is served capture its graph and record it.
+    """
     once = {}
     for base, call in calls.items():
         call()
-        begin = time.perf_counter()
-        call()
-        once[base] = (time.perf_counter() - begin) * 1e3
+        for _ in range(3):
+            begin = time.perf_counter()
+            call()
+            once[base] = (time.perf_counter() - begin) * 1e3
+            if once[base] > max_seconds * 1e3 / 20:
+                break
     worth = {base: call for base, call in calls.items() if once[base] <= 2 * HOPELESS * min(once.values())}
     worth |= {base: call for base, call in calls.items() if base == "float32"}  # what others are compared with
     return once | {

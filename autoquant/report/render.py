@@ -101,6 +101,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
 
 def _run_view(report: dict[str, Any]) -> dict[str, Any]:
     budget, metric, search = report["budget"], report["metric"], report.get("search")
+    model_of = {"float32": "float32", "half": report["half_dtype"]}
     return {
         "cards": cards(report),
         "metric": metric,
@@ -113,6 +114,7 @@ def _run_view(report: dict[str, Any]) -> dict[str, Any]:
         "bounds": _bounds(report),
         "budget_text": humanize.budget(budget["drop"], budget["relative"]),
         "shares": _shares(report),
+        "runs": set(report["schemes"]) == {model_of.get(report["shipped"])} or report["shipped"] == "quantized",
         "tradeoffs": tradeoffs(report),
         "candidates": _candidates(report) if search else None,
         "rungs": _rungs(report),

@@ -5,8 +5,8 @@ sentence) only formats it. A report of `autoquant profile` has the keys of `Prof
 those of `RunReport`. A number may be None wherever it was not measured (JSON has no NaN).
 
 "quantized" is one map everywhere: the one that `metric` judges, `latency_ms.quantized` times, and `schemes` and
-`layers[].scheme` describe, whether it is shipped or not. When none passed it is the first that was tested; when the
-search found nothing better than half precision it is the half one itself.
+`layers[].scheme` describe, whether it is shipped or not. When none passed it is the one that did not; when quantizing does not
+pay it is the float map that is shipped, as autoquant runs it.
 
 This file does without `from __future__ import annotations`: `validate` reads the annotations at run time, and
 `NotRequired` is not seen inside a string.

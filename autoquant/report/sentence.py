@@ -17,7 +17,7 @@ def sentence(report: dict[str, Any]) -> str:
     if verdict == "PASS" and shipped == "quantized":
         return f"PASS: {_subject(report)} {_runs(report, 'quantized')}; {_evidence(report)}."
     if verdict == "PASS" and shipped == "float32":
-        return "PASS, but nothing pays on this machine: the float32 model is shipped unchanged."
+        return "PASS, but quantizing does not pay on this machine: the float32 model is shipped unchanged."
     if verdict == "PASS":
         return f"PASS, but quantizing does not pay on this machine: {_shipped(report)}; {_evidence(report)}."
     return f"{verdict}: {_evidence(report, _subject(report))}. {_instead(report)}."

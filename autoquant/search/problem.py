@@ -11,6 +11,10 @@ import numpy as np
 from autoquant.schemes import SCHEMES, project
 from autoquant.values import Group, Layer, Price, Profile
 
+LEAST_NOISE, MOST_NOISE = 0.02, 0.05
+"""Share of a latency that cannot be told apart: never less; and never more, because medians of many rounds in turns agree to
+that on a machine whose single calls do not."""
+
 FLOAT = "float"
 """The option that keeps a group in the base dtype, whatever that is."""
 
@@ -84,6 +88,32 @@ def saving(objective: str, speedup: float, shrink: float) -> float:
 
 
 OBJECTIVES = ("balanced", "latency", "memory")
+TIME_WEIGHT = {"balanced": 0.5, "latency": 1.0, "memory": 0.0}
+"""The exponent of the speed-up in the saving of each objective."""
+
+
+def level(ms: Mapping[str, float], noise: Mapping[str, float]) -> dict[str, float]:
+    """A layer's milliseconds under each scheme, those that the noise cannot tell from a faster scheme's made equal to it.
+
+    Between equals the divergence decides, and not the timing of a moment. Times of unknown noise stay as they are.
+    """
+    if not noise:
+        return dict(ms)
+    found: dict[str, float] = {}
+    leader = ""
+    for name in sorted(ms, key=lambda name: ms[name]):
+        if not leader or ms[name] > ms[leader] * (
+            1 + noise_share((ms[leader], noise[leader]), (ms[name], noise[name]))
+        ):
+            leader = name
+        found[name] = ms[leader]
+    return {name: found[name] for name in ms}
+
+
+def noise_share(*timed: tuple[float, float]) -> float:
+    """Share by which latencies, given as (ms, noise in ms), may differ through noise alone."""
+    shares = [noise / ms for ms, noise in timed if ms > 0 and math.isfinite(noise)]
+    return min(max(math.hypot(*shares), LEAST_NOISE), MOST_NOISE)
 
 
 def make_problem(
@@ -108,6 +138,11 @@ def make_problem(
             for group, names in zip(groups, options, strict=True)
         )
 
+    timed = {
+        base: {name: level(row, price.layer_ms_noise.get(base, {}).get(name, {})) for name, row in layers.items()}
+        for base, layers in price.layer_ms.items()
+    }
+
     def divergences(group: Group, name: str) -> float:
         if name == FLOAT:
             return 0.0
@@ -121,7 +156,7 @@ def make_problem(
     return Problem(
         groups=tuple(groups),
         options=tuple(options),
-        ms={base: table(price.layer_ms[base], base) for base in searched},
+        ms={base: table(timed[base], base) for base in searched},
         bytes={base: table(price.layer_bytes[base], base) for base in searched},
         scores=scores,
         base_ms=dict(price.base_ms),

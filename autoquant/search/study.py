@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ STRATEGIES: dict[str, Callable[[Problem, int], optuna.samplers.BaseSampler]] = {
 }
 """Name → sampler. All start from the same enqueued maps."""
 
-FIGURES = ("drop", "error", "margin", "divergence", "ms", "items")
+FIGURES = ("drop", "error", "margin", "divergence", "ms", "noise", "items")
 """What is kept of an `Outcome` as user attributes of its trial."""
 
 REPEATS = "repeats"
@@ -48,7 +48,7 @@ UNIFORM_LIMIT = 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """What evaluating a map gave. `margin` ≤ 0 means that it is expected to be certified."""
+    """What evaluating a map gave. `margin` ≤ 0: it is expected to be certified; `noise`: of `ms`, as a share of it."""
 
     drop: float
     error: float
@@ -56,6 +56,7 @@ class Outcome:
     divergence: float
     ms: float
     items: int
+    noise: float = 0.0
 
 
 Evaluate = Callable[[str, dict[str, str]], Outcome]
@@ -159,7 +160,7 @@ def _evaluate_trial(problem: Problem, evaluate: Evaluate, study: optuna.Study, t
     ) is not None:  # a sampler that draws may draw a map again: nothing new to learn
         trial.set_user_attr(REPEATS, before.number)
         for name in (*FIGURES, "seconds"):
-            trial.set_user_attr(name, before.user_attrs[name])
+            trial.set_user_attr(name, before.user_attrs.get(name))
         trial.set_constraint("accuracy", before.user_attrs["margin"])
         study.tell(trial, before.value)
         return
@@ -255,28 +256,9 @@ def candidates(problem: Problem, study: optuna.Study) -> list[Candidate]:
             predicted_divergence=attrs["predicted_divergence"],
         )
         if trial.state == optuna.trial.TrialState.COMPLETE:
-            numbers = {k: attrs[k] for k in (*FIGURES, "seconds")}
+            numbers = {k: attrs[k] for k in (*FIGURES, "seconds") if k in attrs}
             value = replace(value, saving=trial.value or 0.0, **numbers)
         else:
             value = replace(value, state="failed", reason=attrs["reason"])
         found.append(value)
     return found
-
-
-def ladder(found: Sequence[Candidate], rungs: int = 2) -> list[Candidate]:
-    """The quantized maps to certify, at most `rungs`, safe → aggressive; fixed before the certification data is touched.
-
-    The best saving comes last, and before it maps that give up some saving for a smaller divergence. Only maps that save
-    more than the best map without quantization are worth it. When none of these fits on the search split, the one that
-    came closest is tested all the same: the answer then rests on data that nobody tuned on.
-    """
-    complete = [c for c in found if c.state == "complete"]
-    floor = max((c.saving for c in complete if not c.quantized), default=0.0)
-    worth = [c for c in complete if c.quantized and c.saving > floor]
-    if not any(c.feasible for c in worth):
-        return sorted(worth, key=lambda c: c.margin)[:1]
-    front: list[Candidate] = []
-    for candidate in sorted((c for c in worth if c.feasible), key=lambda c: -c.saving):
-        if not front or candidate.divergence < 0.7 * front[-1].divergence:
-            front.append(candidate)
-    return front[:rungs][::-1]

@@ -18,8 +18,10 @@ PRIOR_DEVIATION = 0.6
 NOISE_DEVIATION = 0.05
 """Of log(observed / predicted) from one trial to the next."""
 TIE = 0.01
-"""Costs of one layer that differ by less than this share of the float cost are told apart by their scores alone: a
+"""Times of one layer that differ by less than this share of the float time are told apart by their scores alone: a
 difference that small is timing noise."""
+WORTH_OF_SCORE = 1e-3
+"""Share of the saving given up for a map without any divergence, against one of the largest: what tells equal costs apart."""
 
 
 def solve(
@@ -51,12 +53,12 @@ def _linear_costs(problem: Problem, base: str, at: Choice, scores: list[np.ndarr
     """First-order cost of each option in units of log saving, ties within the timing noise broken by the scores."""
     time_weight, size_weight = {"latency": (1.0, 0.0), "memory": (0.0, 1.0), "balanced": (0.5, 0.5)}[problem.objective]
     ms, size = problem.total_ms(base, at), problem.total_bytes(base, at)
-    spread = max((float(s.max()) for s in scores), default=0.0) or 1.0
+    spread = sum(float(s.max()) for s in scores) or 1.0
     costs = []
     for t, b, s in zip(problem.ms[base], problem.bytes[base], scores, strict=True):
         grain = max(TIE * float(t[0]), 1e-12)
         cost = time_weight * np.round(t / grain) * grain / ms + size_weight * b / size
-        costs.append(cost + 1e-3 * (TIE / len(scores)) * s / spread)
+        costs.append(cost + WORTH_OF_SCORE * s / spread)
     return costs
 
 

@@ -14,6 +14,7 @@ class Candidate:
     Attributes:
         layers: layer → scheme; layers that are not named run in `base_dtype`.
         ms, bytes: end-to-end latency measured, and exact size of the checkpoint's tensors.
+        noise: half the interquartile range of `ms`, as a share of it; NaN where it was not kept.
         saving: the objective: how many times better than float32 (1 is no better).
         drop, error: paired drop on the search split and its standard error.
         margin: what the certified bound is expected to be, less the budget; feasible when ≤ 0.
@@ -29,6 +30,7 @@ class Candidate:
     state: str = "complete"
     reason: str = ""
     ms: float = float("nan")
+    noise: float = float("nan")
     bytes: int = 0
     saving: float = float("nan")
     drop: float = float("nan")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -23,7 +23,8 @@ class Price:
         layer_ms: base dtype → layer → scheme → median ms.
         layer_ms_noise: base dtype → layer → scheme → half the interquartile range of the layer alone, ms.
         base_ms: base dtype → ms of everything else.
-        model_ms: base dtype → median ms of the whole float model, measured end to end.
+        model_ms: base dtype → median ms of the whole float model as transformers runs it, measured end to end.
+        served_ms: base dtype → that of the faster of the float model and a uniform int8 map, as the runtime serves them.
         runtime_choice: what `--runtime auto` measured before it took `runtime` (see `RuntimeChoice`); None if it was given.
         shape: {"batch_size": …, "seq_len": …} the latency holds for.
     """
@@ -41,6 +42,7 @@ class Price:
     seconds: float
     fingerprint: str = ""
     runtime_choice: Mapping[str, Any] | None = None
+    served_ms: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,7 +20,7 @@ from transformers import (
 from autoquant.checkpoint import format_for, write_checkpoint
 from autoquant.models.layers import inspect
 from autoquant.models.loading import load_model
-from autoquant.price import measure_price
+from autoquant.price import latency, measure_price
 from autoquant.runtimes import TorchRuntime
 from autoquant.runtimes.assemble import Assembler
 from autoquant.schemes import SCHEMES, project
@@ -105,9 +105,7 @@ def test_a_weight_that_two_norms_share_is_paid_once(tmp_path: Path) -> None:
     assert promised_bytes(model, layer_map) == written["payload_bytes"]
 
 
-@pytest.fixture(scope="module")
-def priced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Price, dict[str, tuple[str, ...]]]:
-    folder = tmp_path_factory.mktemp("price")
+def measured(folder: Path) -> tuple[Price, dict[str, tuple[str, ...]]]:
     loaded = load_model(str(tiny.bert(folder / "model")), "AutoModel")
     (folder / "data.csv").write_text("text\n" + "\n".join(tiny.texts(80)))
     sizes = {"calibration": 8, "search": 8, "certification": 40}
@@ -122,9 +120,27 @@ def priced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Price, dict[str, t
     return price, schemes
 
 
+@pytest.fixture(scope="module")
+def priced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Price, dict[str, tuple[str, ...]]]:
+    return measured(tmp_path_factory.mktemp("price"))
+
+
+def test_a_base_dtype_is_judged_by_what_would_serve_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by how transformers runs it; and by the better of its float model and its int8 products."""
+    plain = {"float32": 10.0, "bfloat16": 99.0, "float16": 10.0}
+    served = {"float32": 10.0, "bfloat16": 20.0, "float16": 41.0}
+    answers = iter([plain, served])
+    monkeypatch.setattr(latency, "_time_bases", lambda calls, seconds: dict(next(answers)))
+    monkeypatch.setattr(latency, "_time_maps", lambda assembler, base, maps, *rest: [8.0] * len(maps))
+    price, _ = measured(tmp_path)
+    assert set(price.layer_ms) == {"float32", "bfloat16"}
+    assert price.served_ms == {"float32": 8.0, "bfloat16": 8.0, "float16": 41.0}
+    assert price.model_ms == plain
+
+
 def test_every_choice_has_a_finite_time_and_bytes(priced: tuple[Price, dict[str, tuple[str, ...]]]) -> None:
     price, schemes = priced
-    assert set(price.model_ms) == set(FLOAT_DTYPES) and "float32" in price.layer_ms
+    assert set(price.model_ms) == set(price.served_ms) == set(FLOAT_DTYPES) and "float32" in price.layer_ms
     for base, table in price.layer_ms.items():
         assert table.keys() == schemes.keys() == price.layer_ms_noise[base].keys() == price.layer_bytes[base].keys()
         for name, row in table.items():

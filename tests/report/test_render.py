@@ -165,6 +165,13 @@ def test_the_fewest_keys_are_enough() -> None:
     render_html(report)
 
 
+@pytest.mark.parametrize(("shipped", "runs"), [("float32", True), ("half", False)])
+def test_a_float_map_that_is_shipped_runs_and_is_not_called_quantized(shipped: str, runs: bool) -> None:
+    page = render_html({**sample.full(), "shipped": shipped, "schemes": {"float32": 40}, "base_dtype": "float32"})
+    assert ("What runs" in page) is runs and ("What was tested, but is not shipped" in page) is not runs
+    assert "float32, by autoquant" in page
+
+
 @pytest.mark.parametrize("verdict", ["PASS", "FAIL", "INCONCLUSIVE"])
 @pytest.mark.parametrize("shipped", ["quantized", "half", "float32"])
 def test_every_ending_has_a_page(verdict: str, shipped: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from autoquant.report import humanize
 from autoquant.report.schema import CHOICES
 from autoquant.report.sentence import ratio
+from autoquant.values import FLOAT_DTYPES
 
 
 @dataclass(frozen=True)
@@ -73,4 +74,7 @@ def _against_float(figures: dict[str, Any], which: str, faster: bool) -> str:
 
 
 def model_name(report: dict[str, Any], which: str) -> str:
+    """What a column or bar is called: a map without quantization is not called quantized, it only runs on our kernels."""
+    if which == "quantized" and report.get("schemes") and set(report["schemes"]) <= set(FLOAT_DTYPES):
+        return f"{report['base_dtype']}, by autoquant"
     return report["half_dtype"] if which == "half" else which

@@ -23,7 +23,7 @@ from autoquant import artifacts
 from autoquant.errors import AutoquantError
 from autoquant.runtimes.graph.capture import Captured, node_of
 from autoquant.runtimes.graph.plain import UnstorableError, from_plain, to_plain
-from autoquant.runtimes.native.build import cache_folder, processor
+from autoquant.runtimes.native.build import cache_folder, cap, processor
 
 log = logging.getLogger(__name__)
 CODE = ("transformers.", "torch.nn.", "autoquant.")
@@ -167,4 +167,4 @@ def _versions() -> list[str]:
     """Whatever else the graph, or whether it computes what the model does, may depend on."""
     here = Path(__file__).parents[1]
     code = [file.read_bytes().hex() for file in sorted([*here.rglob("*.py"), *here.rglob("*.c")])]
-    return [torch.__version__, transformers.__version__, processor(), artifacts.fingerprint(code)]
+    return [torch.__version__, transformers.__version__, processor(), cap(), artifacts.fingerprint(code)]

@@ -1,7 +1,8 @@
 """Compile a C file once a machine with the system's C compiler, and load it.
 
 Nothing is compiled where there is no compiler, or with AUTOQUANT_NATIVE=0. A library is cached under the user's cache
-folder by the hash of its source, flags, compiler and processor.
+folder by the hash of its source, flags, compiler and processor. ONEDNN_MAX_CPU_ISA, which caps the instructions of torch's
+int8 and bfloat16 products, caps these kernels, too: what is measured under it is what a processor without them does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,20 @@ from pathlib import Path
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 
 
+WITHOUT = {
+    "AVX2": ("-mno-avx512f",),
+    "AVX2_VNNI": ("-mno-avx512f",),
+    "AVX512_CORE": ("-mno-avx512vnni", "-mno-avx512bf16"),
+    "AVX512_CORE_VNNI": ("-mno-avx512bf16",),
+}
+"""Value of ONEDNN_MAX_CPU_ISA → compiler flags that keep the kernels to it; others cap nothing that the kernels use."""
+
+
+def cap() -> str:
+    """ONEDNN_MAX_CPU_ISA, "DEFAULT" where it is not set."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+
+
 def cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "autoquant"
@@ -30,7 +45,7 @@ def load_library(source: Path, extra: tuple[str, ...] = ()) -> ctypes.CDLL | Non
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if os.environ.get("AUTOQUANT_NATIVE") == "0" or compiler is None or platform.system() != "Linux":
         return None
-    flags = (*FLAGS, *extra)
+    flags = (*FLAGS, *extra, *WITHOUT.get(cap(), ()))
     key = hashlib.sha256(source.read_bytes() + f"{compiler}{flags}{processor()}".encode()).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{key}.so"
     try:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from autoquant.runtimes.native.build import load_library
+from autoquant.runtimes.native.build import cap, load_library
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _ISA = ("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10", "DEFAULT", "ALL")
@@ -52,8 +51,7 @@ class Cached(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
-    if not cap.startswith(_ISA):
+    if not cap().startswith(_ISA):
         return None
     found = load_library(Path(__file__).with_name("kernels.c"))
     if found is None or not found.has_vnni():
