@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ from benchmarks.peers.models import Model, Shape
 from benchmarks.peers.processes import FailedError, Setting, Worker, ask
 
 Row = dict[str, Any]
+REST_SECONDS = 0.05
+"""Before each round: threads of OpenMP and thread pools spin for some milliseconds after their last work, then sleep."""
 
 
 def folder_of(setting: Setting, model: Model, name: str, kind: str) -> Path:
@@ -129,6 +132,7 @@ def time_in_turns(setting: Setting, workers: dict[str, Worker], rows: dict[str, 
     order = random.Random(setting.seed)
     for _ in range(setting.rounds):
         for name in order.sample(list(workers), len(workers)):
+            time.sleep(REST_SECONDS)
             try:
                 times[name].append(workers[name].round())
             except FailedError as error:
