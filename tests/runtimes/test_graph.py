@@ -16,6 +16,8 @@ from autoquant.models.layers import inspect
 from autoquant.runtimes import TorchRuntime
 from autoquant.runtimes.assemble import Assembler
 from autoquant.runtimes.graph import GraphForward, decelerated, forward
+from autoquant.runtimes.graph.capture import capture
+from autoquant.runtimes.graph.lower import lower
 from autoquant.runtimes.native import avx512
 from autoquant.schemes import SCHEMES, project, quantize
 from autoquant.values import QuantizationArgs
@@ -254,6 +256,43 @@ def test_a_graph_serves_only_the_shapes_that_it_holds_for() -> None:
         for length in (5, 12, 6, 8, 7):
             x = torch.randn(3, length, dtype=torch.float64).long()
             assert torch.allclose(model(x), twin(x), atol=1e-6), length
+
+
+class Positions(nn.Module):
+    """Adds positions that are stretched to the size of the input, and noise that must be another one each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 4, 3, 3), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stretched = nn.functional.interpolate(self.positions.float(), size=(x.shape[2], x.shape[3]), mode="bicubic")
+        return x + stretched + torch.rand_like(self.positions).mean()
+
+
+def test_what_depends_on_no_input_is_computed_once_but_random_numbers_are_drawn_anew() -> None:
+    model = Positions().eval()
+    captured = capture(model, {"x": torch.randn(2, 4, 6, 6)})
+    lowered = lower(captured, nn.Module())
+    names = [str(node.target) for node in lowered.graph.nodes if node.op == "call_function"]
+    assert any("rand_like" in name for name in names) and not any("upsample" in name for name in names)
+    x = torch.randn(2, 4, 6, 6)
+    first, second = lowered.run(x=x), lowered.run(x=x)
+    assert not torch.equal(first, second)
+    assert torch.allclose(first - second, (first - second).mean().expand_as(first), atol=1e-5)
+    own = nn.functional.interpolate(model.positions, size=(6, 6), mode="bicubic")
+    assert 0 < float((first - x - own).mean()) < 1
+
+
+@pytest.mark.parametrize("padding, mask", [(0, False), (2, True)])
+def test_a_mask_that_hides_nothing_is_not_looked_at(padding: int, mask: bool, tmp_path: Path) -> None:
+    model = build("bert", tmp_path)
+    TorchRuntime().serve(model)
+    output(model, inputs("bert", 3, 9, padding))
+    forward_ = model.__dict__["forward"]
+    (lowered,) = forward_.lowered.values()
+    seen = [n.kwargs["mask"] for n in lowered.graph.nodes if "mask" in n.kwargs]
+    assert seen and all((one is not None) == mask for one in seen)
 
 
 def test_a_module_with_a_length_is_copied_like_any_other() -> None:

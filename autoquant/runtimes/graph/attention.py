@@ -84,8 +84,20 @@ def lower_attention(graph: Graph) -> None:
         q, k, v, mask, dropout, causal = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])  # type: ignore[misc]
         if dropout or any(len(shape_of(t)) != 4 for t in (q, k, v)) or (mask is not None and len(shape_of(mask)) != 4):
             continue
-        options = {"mask": mask, "causal": causal, "scale": node.kwargs.get("scale")}
+        options = {"mask": None if _hides_nothing(mask) else mask, "causal": causal, "scale": node.kwargs.get("scale")}
         replace(graph, node, avx512.attention, (q, _unrepeated(k), _unrepeated(v)), options)
+
+
+def _hides_nothing(mask: Any) -> bool:
+    """0, 1, 2, … ≥ 0, in any shape: what transformers' mask of an encoder without padding amounts to."""
+    while calls(mask, aten.expand.default) or calls(mask, aten.unsqueeze.default):
+        mask = mask.args[0]
+    if not calls(mask, aten.ge.Scalar) or mask.args[1] != 0:
+        return False
+    place = mask.args[0]
+    while calls(place, aten.unsqueeze.default) or (calls(place, aten.add.Tensor) and place.args[1:] == (0,)):
+        place = place.args[0]
+    return calls(place, aten.arange.default)  # from 0 on
 
 
 def _unrepeated(node: Node) -> Node:

@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule
 
 from autoquant.runtimes.graph.attention import fuse_attention, fuse_rotary, lower_attention, lower_caches
 from autoquant.runtimes.graph.capture import Captured
+from autoquant.runtimes.graph.constants import fold_constants
 from autoquant.runtimes.graph.linear import (
     fuse_epilogues,
     fuse_gated,
@@ -45,6 +46,7 @@ def lower(captured: Captured, model: nn.Module) -> Lowered:
         module.graph = copy.deepcopy(captured.module.graph)
     graph = module.graph
     drop_idle(graph)
+    fold_constants(graph, module)
     layers = lower_layers(graph, model)
     lower_caches(graph)
     fuse_norms(graph, module)

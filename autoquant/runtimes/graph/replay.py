@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_unflatten
 
+from autoquant.runtimes.graph.constants import changes_something
 from autoquant.runtimes.graph.lower import Lowered
 from autoquant.runtimes.native import avx512
 from autoquant.runtimes.torch_runtime import Int8Embedding
@@ -65,7 +66,7 @@ def make_plan(lowered: Lowered, inputs: Mapping[str, Any]) -> Plan | None:
         if node.op == "output":
             outputs = args[0] if isinstance(args[0], list | tuple) else [args[0]]
             return Plan(steps, own, list(outputs), lowered.captured.outputs, list(values.values()))
-        if _changes_something(node.target):
+        if changes_something(node.target):
             return None
         with avx512.recording() as tape:
             found = values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
@@ -95,12 +96,6 @@ def _is_kernel(target: Any) -> bool:
     owner = getattr(target, "__self__", None)
     whole = isinstance(owner, Int8Embedding) and owner.dtype is not torch.float16
     return target in (avx512.attention, avx512.rotary) or isinstance(owner, kernels) or whole
-
-
-def _changes_something(target: Any) -> bool:
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
 
 
 def _shares(a: Tensor, b: Tensor) -> bool:
