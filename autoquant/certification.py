@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from autoquant.certify.worker import run_job
 from autoquant.checkpoint import load, write_checkpoint
 from autoquant.evaluation import evaluate_split, forward_call, time_models
 from autoquant.layer_maps import make_map
+from autoquant.reuse import charge_run
 from autoquant.runtimes.graph import as_written
 from autoquant.search import ladder
 from autoquant.session import Session
@@ -66,6 +67,7 @@ def certify_stage(session: Session, profile: Profile, found: list[Candidate], ha
         maps.insert(0, (half, LayerMap(layers=floats, base_dtype=half)))
     reference = measure(session, "float32", None)
     expected = _load_values(reference)
+    charged = charge_run(session, [layer_map for _, layer_map in maps])
     rungs: list[Rung] = []
     for label, layer_map in maps:
         key = artifacts.fingerprint([layer_map.base_dtype, layer_map.layers, layer_map.input_absmax])[:8]
@@ -79,7 +81,11 @@ def certify_stage(session: Session, profile: Profile, found: list[Candidate], ha
         verdict = None  # after a rung that did not pass, half precision is measured to be shipped, not judged
         if not stopped:
             values, seed = _load_values(answer), session.settings.seed
-            verdict = judge(session.task, "certification", expected, values, session.budget, seed=seed)
+            verdict = judge(
+                session.task, "certification", expected, values, session.budget, seed=seed,
+                confidence=charged.confidence,
+            )  # fmt: skip
+            verdict = replace(verdict, use=charged.number)
             session.progress.say(
                 f"  certify {label}: {verdict.status}, drop {verdict.drop:+.5f}, at most {verdict.upper_bound:.5f}"
             )

@@ -34,6 +34,10 @@ PRICES = {
 """Scheme → what a layer of it costs in the resampled searches, in float16 layers. A stand-in for measured prices that pulls
 the search towards the aggressive schemes, as real prices do."""
 
+CLIPS = (0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3)
+"""Static ranges cut to these shares of the calibrated ones, half of the layers and all of them: maps that do harm, as ranges
+calibrated on the wrong data do. Each is taken to cost a little less, so that the search is tempted."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -97,10 +101,14 @@ def _compute(subject: Subject, models: Path, data: Path, folder: Path, seed: int
         )  # fmt: skip
         session = Session(settings, folder / "session", Progress(quiet=True))
         session.folder.mkdir(exist_ok=True)
-        session.assembler.input_absmax.update(input_absmax(profile_stage(session)))
+        ranges = input_absmax(profile_stage(session))
         found = [_float(session, folder)]
-        for label, layers in tqdm(list(_maps(session, subject.mixes, seed)), unit="map"):
-            found.append(_one(session, label, layers, found[0], folder))
+        for label, layers, clip in tqdm(list(_maps(session, subject.mixes, seed)), unit="map"):
+            session.assembler.input_absmax.update({name: clip * value for name, value in ranges.items()})
+            if clip != 1:  # layers that keep their scheme are built anew with the new ranges
+                session.assembler.assemble({}, BASE)
+                session.assembler.forget()
+            found.append(_one(session, label, layers, found[0], folder, 0.9 + 0.1 * clip))
         with atomic(folder / "all.npz") as temporary, open(temporary, "wb") as file:
             np.savez(
                 file, values=np.stack([one["values"] for one in found]), labels=[str(one["label"]) for one in found],
@@ -109,17 +117,23 @@ def _compute(subject: Subject, models: Path, data: Path, folder: Path, seed: int
             )  # fmt: skip
 
 
-def _maps(session: Session, mixes: int, seed: int) -> Iterator[tuple[str, dict[str, str]]]:
-    """Half precision, uniform maps, and random mixes from mild to aggressive."""
+def _maps(session: Session, mixes: int, seed: int) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Label, layers and share of the static ranges: half precision, uniform maps, random mixes from mild to aggressive, and
+    clipped ones."""
     layers = [layer for layer in session.inventory.layers if layer.kind == "linear"]
     for scheme in PRICES:
-        yield scheme, {layer.name: scheme for layer in layers}
+        yield scheme, {layer.name: scheme for layer in layers}, 1.0
     rng = np.random.default_rng(seed)
     names = list(PRICES)
     for number in range(mixes):
         tilt = np.linspace(-1.5, 1.5, len(names)) * (2 * number / max(1, mixes - 1) - 1)
         chances = np.exp(tilt) / np.exp(tilt).sum()
-        yield f"mix {number}", {layer.name: str(rng.choice(names, p=chances)) for layer in layers}
+        yield f"mix {number}", {layer.name: str(rng.choice(names, p=chances)) for layer in layers}, 1.0
+    static = "int8-tensor-sym/a8-static"
+    for clip in CLIPS:
+        yield f"clipped to {clip}", {layer.name: static for layer in layers}, clip
+        half = {layer.name: static if rng.random() < 0.5 else "int8-channel-sym/a8-token" for layer in layers}
+        yield f"half clipped to {clip}", half, clip
 
 
 def _float(session: Session, folder: Path) -> dict[str, Any]:
@@ -130,12 +144,14 @@ def _float(session: Session, folder: Path) -> dict[str, Any]:
     return _kept(folder, "float32", measure)
 
 
-def _one(session: Session, label: str, layers: dict[str, str], base: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _one(
+    session: Session, label: str, layers: dict[str, str], base: dict[str, Any], folder: Path, price: float
+) -> dict[str, Any]:
     def measure() -> dict[str, Any]:
         model = session.assembler.assemble(layers, BASE)
         found = evaluate_split(model, session.task, "certification")
         nats = divergence(found.reduced, torch.from_numpy(base["reduced"]), session.task.output_kind).mean()
-        cost = float(np.mean([PRICES[scheme] for scheme in layers.values()]))
+        cost = price * float(np.mean([PRICES[scheme] for scheme in layers.values()]))
         return {"values": found.values, "cost": cost, "divergence": float(nats)}
 
     return _kept(folder, label, measure)

@@ -83,6 +83,8 @@ def _evidence(report: dict[str, Any], subject: str = "") -> str:
     """How much worse the metric got, and how sure that is."""
     metric, budget = report["metric"], report["budget"]
     items = humanize.plural(metric["n"], metric.get("item") or "item")
+    if metric.get("clusters"):
+        items += f" in {humanize.plural(metric['clusters'], 'cluster')}"
     allowed = f"budget {humanize.budget(budget['drop'], budget['relative'])}"
     fall = "drop" if metric["higher_is_better"] else "rise"
     moves = f"{metric['name']} {_moves(metric, budget)}"
