@@ -17,7 +17,7 @@ def charge_run(session: Session, maps: Sequence[LayerMap]) -> Charge:
     """
     use = Use(
         of=session.model_fingerprint,
-        what=fingerprint([[one.base_dtype, dict(one.layers), dict(one.input_absmax)] for one in maps]),
+        what=tuple(map_fingerprint(one) for one in maps),
         sketch=sketch(session.task.digests("certification")),
         date=now(),
         label=session.folder.name,
@@ -27,3 +27,8 @@ def charge_run(session: Session, maps: Sequence[LayerMap]) -> Charge:
         if text is not None:
             session.progress.note(text)
     return found
+
+
+def map_fingerprint(layer_map: LayerMap) -> str:
+    """Of what a map does to a model, whatever it was found on."""
+    return fingerprint([layer_map.base_dtype, dict(layer_map.layers), dict(layer_map.input_absmax)])

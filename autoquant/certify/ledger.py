@@ -4,10 +4,10 @@ The first use of data is judged at the error rate that the user asked for, alpha
 alpha / (k (k - 1)), which adds up to alpha over all later uses, however many: one false PASS in the first use and one in all
 the others together each have a chance of at most alpha.
 
-Uses count as of the same data when they are of the same float model and metric and share rows (of which the ledger keeps a
-sketch of hashes, no content), so another seed or a part of the data is no way around it. The same frozen maps again are no
-new use: they give the same figures. A ledger lies in the run folder and, for all runs of a user, in the state folder; a
-place that cannot be written is left out, and said so.
+Uses count as of the same data when they are of the same float model and share rows (of which the ledger keeps a sketch of
+hashes, no content), so another seed or a part of the data is no way around it. The same frozen maps again, or one of them,
+are no new use: they give the same figures. A ledger lies in the run folder and, for all runs of a user, in the state folder;
+a place that cannot be written is left out, and that is said.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Use:
     """One use of certification data.
 
     Attributes:
-        of: what the uses of one claim share: the float model and the metric.
-        what: fingerprint of the frozen maps or of the checkpoint that was judged.
+        of: what the uses of one claim share: the float model.
+        what: fingerprints of the frozen maps, or of the checkpoint, that are judged.
         sketch: the smallest hashes of the rows.
         date, label: for people.
     """
 
     of: str
-    what: str
+    what: tuple[str, ...]
     sketch: tuple[str, ...]
     date: str = ""
     label: str = ""
@@ -85,16 +85,16 @@ def charge(use: Use, confidence: float | None, folders: Iterable[Path | None]) -
         folders: a run folder, the state folder (`state_folder()`); None is passed over.
     """
     places = [folder / FILE for folder in folders if folder is not None]
-    known: dict[str, Use] = {}  # what was judged → its first use, in the order of the first ledger that has it
+    known: dict[tuple[str, ...], Use] = {}
     for place in places:
         for earlier in _read(place):
             if earlier.of == use.of and shared_rows(earlier.sketch, use.sketch) >= SHARED:
                 known.setdefault(earlier.what, earlier)
     ordered = sorted(known.values(), key=lambda one: one.date)
-    before = [one for one in ordered if one.what != use.what]
-    if use.what in known:
-        before = before[: [one.what for one in ordered].index(use.what)]
-    notes = tuple(note for place in places if (note := _append(place, known.get(use.what, use))) is not None)
+    again = next((place for place, one in enumerate(ordered) if set(use.what) <= set(one.what)), None)
+    before = ordered if again is None else ordered[:again]
+    same = use if again is None else ordered[again]
+    notes = tuple(note for place in places if (note := _append(place, same)) is not None)
     number = len(before) + 1
     spent = None if confidence is None else 1 - (1 - confidence) / (1 if number == 1 else number * (number - 1))
     return Charge(number, spent, confidence, tuple(f"{one.date} {one.label}".strip() for one in before), notes)
@@ -137,10 +137,16 @@ def _parsed(line: str) -> Use | None:
         value: Any = json.loads(line)
         if not isinstance(value, Mapping):
             return None
-        of, what, rows = str(value["of"]), str(value["what"]), tuple(str(one) for one in value["sketch"])
+        of, what, rows = str(value["of"]), _texts(value["what"]), _texts(value["sketch"])
         return Use(of, what, rows, str(value.get("date", "")), str(value.get("label", "")))
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise TypeError
+    return tuple(str(one) for one in values)
 
 
 def _append(place: Path, use: Use) -> str | None:

@@ -156,6 +156,7 @@ class DataTask(Task):
             "higher_is_better": self.higher_is_better,
             "data": Path(self.data).name if self.data else "docstrings",
             "test_data": Path(self.test_data).name if self.test_data else None,
+            "columns": self.columns,
             "seed": self.seed,
             "items": {split: self.items(split) for split in SPLITS},
             "rows": {split: self.rows(split) for split in SPLITS},
