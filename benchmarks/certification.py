@@ -23,8 +23,8 @@ from certification_outcomes import SUBJECTS, Outcomes, outcomes
 from common import parser, table, write
 from scipy import stats
 
-from autoquant.certify import betting_bounds, items_needed
-from autoquant.certify.judge import excess
+from autoquant.certify import items_needed
+from autoquant.certify.bounds import settled, unit_drops
 from autoquant.errors import UsageError, pick
 from autoquant.search import ladder
 from autoquant.values import Budget, Candidate
@@ -65,8 +65,8 @@ def one_run(
     judged = []
     shipped = None
     for candidate in sorted(ladder(candidates, rungs), key=lambda c: c.divergence):
-        bound = betting_bounds(drops[candidate.number][held], 1.0, confidence, int(rng.integers(1 << 30)))
-        passed = excess(bound.upper, budget) <= 0
+        unit = unit_drops(drops[candidate.number][held], 1.0)  # drawn in a random order already
+        passed = settled(unit, np.ones(len(unit)), 1.0, budget.drop, confidence) == "PASS"
         judged.append((candidate.number, passed))
         if not passed:
             break
@@ -113,7 +113,7 @@ def main() -> None:
         "--only", nargs="+", default=list(SUBJECTS), metavar="NAME", help=f"of {', '.join(SUBJECTS)}"
     )
     arguments.add_argument("--runs", type=int, default=500, help="resampled runs for each row of the table")
-    arguments.add_argument("--budgets", type=float, nargs="+", default=[0.003, 0.005, 0.01, 0.02], help="allowed drops")
+    arguments.add_argument("--budgets", type=float, nargs="+", default=[0.002, 0.004, 0.006, 0.01], help="allowed drops")
     arguments.add_argument("--confidence", type=float, default=0.95, help="of the bounds")
     arguments.add_argument("--rungs", type=int, default=2, help="maps that may be certified in a run")
     arguments.add_argument("--work", type=Path, default=Path("certification-work"), help="folder of the outcomes")

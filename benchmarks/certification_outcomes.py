@@ -54,7 +54,7 @@ class Subject:
 SUBJECTS = {
     "minilm-sst2": Subject("minilm-sst2", "classification", ("sst2/dev.tsv", "sst2/test.tsv"), {"text": 0, "label": 1}),
     "minilm-docstrings": Subject(
-        "minilm", "retrieval", sizes={"calibration": 128, "search": 8, "certification": 3000}, mixes=12
+        "minilm", "retrieval", sizes={"calibration": 128, "search": 8, "certification": 600}, mixes=4
     ),
 }
 

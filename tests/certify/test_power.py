@@ -48,7 +48,7 @@ def test_clusters_reach_less_far() -> None:
 
 
 def test_data_that_cannot_settle_the_budget_are_warned_of() -> None:
-    few, many = (power_of(ACCURACY, np.arange(n) % 5 > 0, Budget(0.01)) for n in (60, 4000))
+    few, many = (power_of(ACCURACY, (np.arange(n) % 5 > 0).astype(float), Budget(0.01)) for n in (60, 4000))
     assert few.enough is False and many.enough is True and warned(many) is None
     text = warned(few) or ""
     assert "60 certification items" in text and "INCONCLUSIVE" in text and f"about {few.needed['0.01']}" in text

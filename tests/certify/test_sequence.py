@@ -11,7 +11,7 @@ import pytest
 from autoquant.certify.sequence import EPOCH, KEPT, DropSequence
 from autoquant.errors import NumericsError
 
-ALPHA, TRIALS = 0.2, 150
+ALPHA, TRIALS = 0.2, 100
 SLACK = 3.3 * math.sqrt(ALPHA * (1 - ALPHA) / TRIALS)
 
 
@@ -29,7 +29,7 @@ def judged(drops: np.ndarray, budget: float = 0.01, confidence: float = 0.95, wi
 def test_no_alarm_is_raised_at_any_time_while_the_drop_is_the_budget(worse: float, better: float) -> None:
     """The hardest case that is still within it; a test that is repeated after each item would fire in most runs."""
     rng = np.random.default_rng(0)
-    found = [judged(flips(rng, 1200, worse, better), worse - better, 1 - ALPHA) for _ in range(TRIALS)]
+    found = [judged(flips(rng, 600, worse, better), worse - better, 1 - ALPHA) for _ in range(TRIALS)]
     assert np.mean([one.alarm is not None for one in found]) <= ALPHA + SLACK
 
 
@@ -37,7 +37,7 @@ def test_no_alarm_is_raised_at_any_time_while_the_drop_is_the_budget(worse: floa
 def test_the_bounds_hold_at_all_times_at_once(worse: float, better: float) -> None:
     """They only ever tighten, so that they hold at the end is that they held throughout."""
     rng, truth = np.random.default_rng(1), worse - better
-    found = [judged(flips(rng, 800, worse, better), 0.01, 1 - ALPHA) for _ in range(TRIALS)]
+    found = [judged(flips(rng, 500, worse, better), 0.01, 1 - ALPHA) for _ in range(TRIALS)]
     assert np.mean([one.upper < truth - 1e-9 for one in found]) <= ALPHA + SLACK
     assert np.mean([one.lower > truth + 1e-9 for one in found]) <= ALPHA + SLACK
     assert np.median([one.upper for one in found]) < truth + 0.2, "or they are a formality"
