@@ -123,6 +123,10 @@ def test_the_report_has_the_promised_keys(run):
     for key in ("latency_ms", "bytes", "peak_memory_bytes"):
         assert all(report[key][name] > 0 for name in ("float32", "half", "quantized"))
     assert {"trials", "full_evaluations", "items_evaluated", "seconds"} <= set(report["search"])
+    power = report["power"]
+    assert power["n"] == report["metric"]["n"] and power["float_value"] == report["metric"]["float"]
+    assert power["known"] and power["needed"]["0.01"] > 0
+    assert report["metric"]["use"] == 1
     assert sum(report["schemes"].values()) == len(report["layers"])
     assert report["metric"]["float"] == 1.0
     assert report["metric"]["upper_bound"] <= 0.2
