@@ -24,7 +24,7 @@ def power_stage(session: Session) -> Power:
     answer = measure(session, "float32", None)
     with np.load(answer["values"]) as file:
         found = power_of(session.task, file["values"], session.budget, session.settings.seed)
-    for line in said(found, session.task):
+    for line in said(found):
         session.progress.say(line)
     if (warning := warned(found)) is not None:
         session.progress.note(warning)
@@ -69,7 +69,7 @@ def power_of(task: Task, values: np.ndarray, budget: Budget, seed: int = 0) -> P
     )
 
 
-def said(power: Power, task: Task) -> list[str]:
+def said(power: Power) -> list[str]:
     """Lines for the terminal, before the search."""
     units = "" if power.clusters is None else f" in {power.clusters} clusters"
     lines = []
@@ -90,10 +90,8 @@ def said(power: Power, task: Task) -> list[str]:
             half = "not" if power.settles_half is None else f"up to {_share(power.settles_half)}"
             lines.append(f"{text} (at a drop of half of it: {half}; 80% power)")
         lines.append(f"        items that {power.budget:g} needs, by the share that changes: {needed}")
-    elif power.confidence is not None and not task.mean_of_items:
-        lines.append(
-            f"Power   {power.metric} is no mean of items: how far {power.n} of them reach shows with the first maps."
-        )
+    elif power.confidence is not None and power.budget > 0:
+        lines.append(f"Power   of {power.metric} it cannot be told beforehand: its bound is asymptotic")
     return lines
 
 

@@ -113,7 +113,9 @@ def main() -> None:
         "--only", nargs="+", default=list(SUBJECTS), metavar="NAME", help=f"of {', '.join(SUBJECTS)}"
     )
     arguments.add_argument("--runs", type=int, default=500, help="resampled runs for each row of the table")
-    arguments.add_argument("--budgets", type=float, nargs="+", default=[0.002, 0.004, 0.006, 0.01], help="allowed drops")
+    arguments.add_argument(
+        "--budgets", type=float, nargs="+", default=[0.002, 0.004, 0.006, 0.01], help="allowed drops"
+    )
     arguments.add_argument("--confidence", type=float, default=0.95, help="of the bounds")
     arguments.add_argument("--rungs", type=int, default=2, help="maps that may be certified in a run")
     arguments.add_argument("--work", type=Path, default=Path("certification-work"), help="folder of the outcomes")

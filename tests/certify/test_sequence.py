@@ -93,9 +93,7 @@ def test_it_goes_on_from_what_was_saved() -> None:
     whole, first = judged(drops), judged(drops[:777])
     restored = DropSequence.from_dict(json.loads(json.dumps(first.to_dict())))
     restored.update(drops[777:])
-    assert restored.to_dict() == pytest.approx(whole.to_dict(), abs=1e-9) or restored.upper == pytest.approx(
-        whole.upper
-    )
+    assert (restored.lower, restored.upper) == pytest.approx((whole.lower, whole.upper))
     assert (restored.alarm, restored.n) == (whole.alarm, whole.n)
     assert restored.log_purse == pytest.approx(whole.log_purse)
 
