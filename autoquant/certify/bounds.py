@@ -6,7 +6,7 @@ bounded random variables by betting" (JRSS-B 2024), eq. 14 with the predictable 
 
 Items of one cluster are not independent. Betting then takes a cluster at a time: the bet is laid on the total of its items
 against what that total would be at the supposed mean, in proportion to its size, except that no bet risks more than
-`_LARGEST_BET` of the capital. While no cluster is so large that its bet is cut, this holds for the mean over items without
+`LARGEST_BET` of the capital. While no cluster is so large that its bet is cut, this holds for the mean over items without
 further assumptions; where one is, it supposes that the size of a cluster says nothing of its mean. The bootstrap draws whole
 clusters.
 """
@@ -22,7 +22,7 @@ from scipy import stats
 
 from autoquant.errors import NumericsError
 
-_LARGEST_BET = 0.75
+LARGEST_BET = 0.75
 """Share of the capital that one bet may risk at most."""
 
 
@@ -111,7 +111,7 @@ def log_capital(totals: np.ndarray, bets: np.ndarray, mean: float, sizes: np.nda
 
     If it is `mean`, the expected capital stays 1.
     """
-    limit = _LARGEST_BET / (sizes * max(mean, 1e-12))
+    limit = LARGEST_BET / (sizes * max(mean, 1e-12))
     return np.cumsum(np.log1p(np.minimum(bets, limit) * (totals - sizes * mean)))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
-from autoquant.certify.bounds import _LARGEST_BET, unit_drops
+from autoquant.certify.bounds import LARGEST_BET, unit_drops
 
 EPOCH = 500
 KEPT = 64
@@ -154,7 +154,7 @@ class _Side:
         squares = self.squares + np.cumsum((unit - mean) ** 2)
         before = np.concatenate([[(0.25 + self.squares) / (n + 1)], (0.25 + squares[:-1]) / (count[:-1] + 1)])
         bets = np.sqrt(2 * math.log(1 / (1 - confidence)) / (before * count * np.log1p(count)))
-        limit = _LARGEST_BET / np.maximum(means, 1e-12)
+        limit = LARGEST_BET / np.maximum(means, 1e-12)
         gains = np.log1p(np.minimum(bets[:, None], limit) * (unit[:, None] - means))
         path = self.capital + np.cumsum(gains, axis=0)
         self.capital, self.highest = path[-1], np.maximum(self.highest, path.max(0))
@@ -191,7 +191,7 @@ class _Start:
         squares = self.squares + np.concatenate([[0.0], np.cumsum(away**2)])
         mean = total[:-1] / (CAUTION + count)
         second = (0.25 + squares[:-1]) / (1 + count)
-        bets = np.clip(mean / second, 0, _LARGEST_BET / null)
+        bets = np.clip(mean / second, 0, LARGEST_BET / null)
         path = self.capital + np.cumsum(np.log1p(bets * away))
         self.n += len(worse)
         self.total, self.squares, self.capital = float(total[-1]), float(squares[-1]), float(path[-1])
