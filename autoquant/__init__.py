@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 
 _NAMES = {
     **dict.fromkeys(("Result", "apply", "bench", "evaluate", "profile", "report", "resume", "search"), "autoquant.api"),
+    "certify": "autoquant.comparison",
+    "watch": "autoquant.watching",
     **dict.fromkeys(("export", "load"), "autoquant.exports"),
     **dict.fromkeys(("read_layer_map", "register", "write_checkpoint", "write_layer_map"), "autoquant.checkpoint"),
     **dict.fromkeys(("AutoquantError", "UsageError"), "autoquant.errors"),
@@ -36,6 +38,7 @@ __all__ = [
     "Verdict",
     "apply",
     "bench",
+    "certify",
     "evaluate",
     "export",
     "load",
@@ -45,6 +48,7 @@ __all__ = [
     "report",
     "resume",
     "search",
+    "watch",
     "write_checkpoint",
     "write_layer_map",
 ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autoquant.certify.judge import judge
+from autoquant.certify.ledger import Charge
 from autoquant.finals import Finals
 from autoquant.fresh import checkpoint_of, key_of, load_values, measure
+from autoquant.reuse import charge_run
 from autoquant.search import ladder, preferred
 from autoquant.session import Session
 from autoquant.values import Candidate, LayerMap, Verdict
@@ -65,9 +67,10 @@ def certify_stage(session: Session, finals: Finals, half: str) -> Certified:
         [*halves, *ladder(finals.candidates, session.settings.rungs, objective)], key=lambda c: c.divergence
     )
     reference = measure(session, "float32", None)
+    charged = charge_run(session, [finals.maps[c.number] for c in tested])
     rungs: list[Rung] = []
     for candidate in tested:
-        rungs.append(_test(session, candidate, finals.maps[candidate.number], reference))
+        rungs.append(_test(session, candidate, finals.maps[candidate.number], reference, charged))
         if not rungs[-1].passed:
             break
     floats = _unchanged(session, plain, finals.maps[plain.number], reference)
@@ -128,13 +131,16 @@ def does_not_pay(candidates: Sequence[Candidate], shipped: Candidate) -> str:
     )
 
 
-def _test(session: Session, candidate: Candidate, layer_map: LayerMap, reference: Mapping[str, Any]) -> Rung:
+def _test(
+    session: Session, candidate: Candidate, layer_map: LayerMap, reference: Mapping[str, Any], charged: Charge
+) -> Rung:
     path = checkpoint_of(session, layer_map)
     found = measure(session, f"map-{key_of(layer_map)}", path)
     verdict = judge(
         session.task, "certification", load_values(reference), load_values(found), session.budget,
-        seed=session.settings.seed,
+        seed=session.settings.seed, confidence=charged.confidence,
     )  # fmt: skip
+    verdict = replace(verdict, use=charged.number)
     session.progress.say(
         f"  certify {candidate.label}: {verdict.status}, drop {verdict.drop:+.5f}, at most {verdict.upper_bound:.5f}"
     )

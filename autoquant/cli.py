@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from autoquant.commands import certify
 from autoquant.errors import AutoquantError, UsageError
 from autoquant.values import Budget
 
@@ -371,3 +372,6 @@ def _numbers(values: list[str] | None, option: str) -> dict[str, int] | None:
         if not isinstance(value, int):
             raise UsageError(f"{option} {name}={value}: expected a whole number, as in {option} search=500.")
     return pairs  # type: ignore[return-value]
+
+
+certify.add_to(app, takes, _read)

@@ -21,6 +21,7 @@ from autoquant.errors import StaleError
 from autoquant.finals import finals_stage
 from autoquant.fresh import WRITTEN
 from autoquant.layer_maps import input_absmax, make_map
+from autoquant.power import power_stage
 from autoquant.price import measure_price
 from autoquant.profile import measure_profile
 from autoquant.report import render_html, validate
@@ -132,7 +133,9 @@ def run_stages(session: Session) -> dict[str, Any]:
     say(f"Model   {session.loaded.source}: {type(session.model).__name__}, {parameters / 1e6:.1f}M parameters")
     splits = ", ".join(f"{session.task.items(split)} {split}" for split in SPLITS)
     say(f"Task    {session.task.name}, {session.task.metric}: {splits}")
-    announce_power(session)
+    with Timed(stages, "power"):
+        say("0/5 what the certification data can settle")
+        power = power_stage(session)
     if (choice := session.runtime_choice) is not None:
         session.progress.note(choice.reason)
     with Timed(stages, "profile"):
@@ -163,7 +166,7 @@ def run_stages(session: Session) -> dict[str, Any]:
     shipped = replace(shipped, format=read_layer_map(certified.shipped.path).format)  # as it was written
     write_layer_map(session.folder / MAP, shipped)
     say("5/5 report")
-    report = summarise(session, profile, price, found, certified, stages, half, ended)
+    report = {**summarise(session, profile, price, found, certified, stages, half, ended), "power": power.to_dict()}
     ship(certified.shipped.path, session.folder / CHECKPOINT, shipped)
     shutil.rmtree(session.folder / WRITTEN, ignore_errors=True)
     artifacts.write_json(session.folder / REPORT, report)
@@ -196,27 +199,6 @@ def render(folder: Path) -> Path:
     validate(report)
     artifacts.write_text(folder / PAGE, render_html(report))
     return folder / PAGE
-
-
-def announce_power(session: Session) -> None:
-    """Before the search: can the certification data settle this budget at all?"""
-    budget, n = session.budget, session.task.items("certification")
-    if budget.confidence is None:
-        session.progress.note("The budget is judged on the point estimate, without confidence (--confidence none).")
-    elif budget.drop == 0:
-        session.progress.note(
-            "A budget of 0 cannot be proved from data: expect INCONCLUSIVE. Allow at least a small drop."
-        )
-    elif session.task.mean_of_items and session.task.bounds is not None and not session.task.relative:
-        share = n * budget.drop**2 / 6.18  # n = 6.18 f / budget²: z at 95% and 80% power, squared
-        session.progress.say(
-            f"Power   {n} items settle a budget of {budget.drop:g} if up to {min(1, share):.0%} change by 1 (80% power)"
-        )
-        if share < 0.02:
-            needed = math.ceil(6.18 * 0.1 / budget.drop**2)
-            session.progress.note(
-                f"{n} certification items are few for a budget of {budget.drop:g}: about {needed} settle it if 10% change."
-            )
 
 
 def best_half(price: Price) -> str:

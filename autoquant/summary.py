@@ -75,7 +75,17 @@ def summarise(
             "quantized": verdict.quantized_value,
             **{
                 key: getattr(verdict, key)
-                for key in ("drop", "upper_bound", "lower_bound", "confidence", "n", "method", "needed")
+                for key in (
+                    "drop",
+                    "upper_bound",
+                    "lower_bound",
+                    "confidence",
+                    "n",
+                    "method",
+                    "needed",
+                    "clusters",
+                    "use",
+                )
             },
         },
         "half_dtype": half,

@@ -171,7 +171,7 @@ def test_list_of_something_else(capsys):
     assert "schemes" in error
 
 
-@pytest.mark.parametrize("command", ["search", "profile", "apply", "evaluate", "bench", "report", "list"])
+@pytest.mark.parametrize("command", ["search", "profile", "apply", "evaluate", "bench", "certify", "report", "list"])
 def test_every_command_has_help_with_an_example(capsys, command):
     assert main([command, "--help"]) == 0
     assert f"autoquant {command}" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,10 @@ def test_the_report_has_the_promised_keys(run):
     for key in ("latency_ms", "bytes", "peak_memory_bytes"):
         assert all(report[key][name] > 0 for name in ("float32", "half", "quantized"))
     assert {"trials", "full_evaluations", "items_evaluated", "seconds"} <= set(report["search"])
+    power = report["power"]
+    assert power["n"] == report["metric"]["n"] and power["float_value"] == report["metric"]["float"]
+    assert power["known"] and power["needed"]["0.01"] > 0
+    assert report["metric"]["use"] == 1
     assert sum(report["schemes"].values()) == len(report["layers"])
     assert report["metric"]["float"] == 1.0
     assert report["metric"]["upper_bound"] <= 0.2
@@ -404,3 +409,21 @@ def test_any_module_with_a_task_object(workplace):
             (loaded(task.x["certification"].to(dtype)).argmax(-1) == task.y["certification"]).double().mean().item()
         )
     assert agreement == pytest.approx(result.report["metric"]["quantized"], abs=1e-9)
+
+
+def test_a_later_use_of_the_certification_data_is_charged_and_written_down(workplace, model, data, run):
+    """As if another search of this model had seen a result of these rows before."""
+    out = workplace / "used"
+    shutil.copytree(run, out)
+    shutil.rmtree(out / "measurements")  # they are of the other folder's candidates
+    ledger = out / "certifications.jsonl"
+    (line,) = ledger.read_text().splitlines()
+    earlier = {**json.loads(line), "what": ["another map"], "date": "2020-01-01T00:00:00Z", "label": "long ago"}
+    ledger.write_text(json.dumps(earlier) + "\n")
+    assert main(["search", "--resume", str(out), "--quiet"]) in (0, 4)
+    report, kept = read(out), yaml.safe_load((out / "layer_map.yaml").read_text())
+    assert report["metric"]["use"] == 2 and report["metric"]["confidence"] == pytest.approx(0.975)
+    assert kept["verdict"]["use"] == 2 and kept["verdict"]["confidence"] == pytest.approx(0.975)
+    assert any("long ago" in note and "97.5%" in note for note in report["notes"])
+    assert main(["search", "--resume", str(out), "--quiet"]) in (0, 4)
+    assert read(out)["metric"]["use"] == 2, "the same frozen maps are no new use"

@@ -2,5 +2,15 @@
 
 from autoquant.certify.bounds import Bound, bets_needed, betting_bounds, bootstrap_bounds, items_needed
 from autoquant.certify.judge import judge, paired_drop
+from autoquant.certify.sequence import DropSequence
 
-__all__ = ["Bound", "bets_needed", "betting_bounds", "bootstrap_bounds", "items_needed", "judge", "paired_drop"]
+__all__ = [
+    "Bound",
+    "DropSequence",
+    "bets_needed",
+    "betting_bounds",
+    "bootstrap_bounds",
+    "items_needed",
+    "judge",
+    "paired_drop",
+]

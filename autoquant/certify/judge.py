@@ -32,14 +32,21 @@ def paired_drop(task: Task, split: str, reference: np.ndarray, values: np.ndarra
 
 
 def drop_error(task: Task, split: str, reference: np.ndarray, values: np.ndarray, budget: Budget) -> float:
-    """Standard error of the paired drop: of the mean where the metric is one, by grouped jackknife otherwise."""
-    n = len(values)
+    """Standard error of the paired drop: of the mean where the metric is one, by grouped jackknife otherwise.
+
+    Where the task has clusters, whole clusters are what varies.
+    """
+    n, clusters = len(values), task.clusters(split)
     if task.mean_of_items and not (budget.relative or task.relative):
-        return float(np.std(reference - values)) / math.sqrt(n)
-    folds = np.array_split(np.random.default_rng(0).permutation(n), min(n, 50))
-    everything = np.arange(n)
-    drops = [paired_drop(task, split, reference, values, budget, np.setdiff1d(everything, fold)) for fold in folds]
-    return float(np.std(drops)) * math.sqrt(len(folds) - 1)
+        found = reference - values
+        if clusters is None:
+            return float(np.std(found)) / math.sqrt(n)
+        return float(np.sqrt((np.bincount(clusters, found - found.mean()) ** 2).sum())) / n
+    units = np.arange(n) if clusters is None else clusters
+    folds = np.array_split(np.random.default_rng(0).permutation(np.unique(units)), min(len(np.unique(units)), 50))
+    kept = [np.flatnonzero(~np.isin(units, fold)) for fold in folds if len(folds) > 1]
+    drops = [paired_drop(task, split, reference, values, budget, index) for index in kept]
+    return float(np.std(drops)) * math.sqrt(len(folds) - 1) if drops else math.inf
 
 
 def judge(
@@ -49,8 +56,11 @@ def judge(
     """PASS if the drop is below the budget with confidence, FAIL if above it with confidence, else INCONCLUSIVE.
 
     With `budget.confidence` None the point estimate decides; the verdict's `method` says so.
+
+    Args:
+        confidence: instead of the budget's, where the data were used before (see `certify.ledger`).
     """
-    n = len(values)
+    n, clusters = len(values), task.clusters(split)
     drop = paired_drop(task, split, reference, values, budget)
     level = confidence or budget.confidence
     evidence: tuple[np.ndarray, float] | None = None  # what was bet on
@@ -59,16 +69,16 @@ def judge(
         if task.mean_of_items and task.bounds is not None and level is not None:
             width = paired_drop(task, split, reference, reference - (task.bounds[1] - task.bounds[0]), budget)
             evidence = np.zeros(n), abs(width)
-            bound = betting_bounds(*evidence, level, seed)
+            bound = betting_bounds(*evidence, level, seed, clusters)
     elif level is None:
         bound = Bound(drop, drop, "point estimate only, no confidence")
     elif task.mean_of_items and task.bounds is not None and not (budget.relative or task.relative):
         sign = 1 if task.higher_is_better else -1
         evidence = sign * (reference - values), task.bounds[1] - task.bounds[0]
-        bound = betting_bounds(*evidence, level, seed)
+        bound = betting_bounds(*evidence, level, seed, clusters)
     else:
         bound = bootstrap_bounds(
-            lambda index: paired_drop(task, split, reference, values, budget, index), n, level, seed
+            lambda index: paired_drop(task, split, reference, values, budget, index), n, level, seed, clusters=clusters
         )
     if excess(bound.upper, budget) <= 0:
         status = "PASS"
@@ -78,7 +88,7 @@ def judge(
         status = "INCONCLUSIVE"
     needed = None
     if status == "INCONCLUSIVE" and evidence is not None:
-        needed = bets_needed(*evidence, budget.drop, level or 0.95, seed)
+        needed = bets_needed(*evidence, budget.drop, level or 0.95, seed, clusters)
     elif status == "INCONCLUSIVE":
         deviation = drop_error(task, split, reference, values, budget) * math.sqrt(n)
         needed = items_needed(drop, deviation, budget.drop, level or 0.95)
@@ -94,4 +104,5 @@ def judge(
         n=n,
         method=bound.method,
         needed=needed,
+        clusters=None if clusters is None else len(np.unique(clusters)),
     )

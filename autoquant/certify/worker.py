@@ -22,7 +22,7 @@ from autoquant.errors import AutoquantError
 from autoquant.evaluation import evaluate_split, forward_call, time_models
 from autoquant.exports import load
 from autoquant.memory import peak, reset_peak
-from autoquant.models.loading import architectures, load_model, load_processor
+from autoquant.models.loading import architectures, load_model, load_processor, open_stock
 from autoquant.runtimes.graph import as_written
 from autoquant.tasks import TASKS, from_spec
 
@@ -51,13 +51,15 @@ def run_job(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
     return artifacts.read_json(folder / f"{name}.json")
 
 
-def _open(item: dict[str, Any], task: str) -> torch.nn.Module:
-    """A checkpoint folder of ours (`plain`: run as transformers would), or (`float`) the model that the user named, with the
-    class that the task wants."""
+def open_model(item: dict[str, Any], task: str) -> torch.nn.Module:
+    """A checkpoint folder (`plain`: run as transformers would), or (`float`) the model that the user named, with the class
+    that the task wants; `stock` opens with transformers what autoquant does not read."""
     device = item.get("device", "cpu")
+    auto_class = TASKS[task].auto_class_for(architectures(item["path"])) if {"float", "stock"} & set(item) else ""
     if item.get("float"):
-        auto_class = TASKS[task].auto_class_for(architectures(item["path"]))
         return load_model(item["path"], auto_class, trust_remote_code=item["trust_remote_code"]).model.to(device)
+    if item.get("stock"):
+        return open_stock(item["path"], auto_class, trust_remote_code=item["trust_remote_code"])
     runtime = "torch" if item.get("plain") else item.get("runtime")
     model = load(item["path"], device=device, runtime=runtime, trust_remote_code=item["trust_remote_code"])
     return as_written(model) if item.get("plain") else model
@@ -69,7 +71,7 @@ def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:
     example = task.example(job["shape"]["batch_size"], job["shape"].get("seq_len"))
     before = reset_peak()
     begin = time.perf_counter()
-    model = _open(job["model"], task.name)
+    model = open_model(job["model"], task.name)
     load_seconds = time.perf_counter() - begin
     call = forward_call(model, task, example)
     for _ in range(2):
@@ -100,6 +102,7 @@ def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:
     with artifacts.atomic(values) as temporary, open(temporary, "wb") as file:
         np.savez(file, values=found.values, reduced=found.reduced.numpy())
     return {
+        "class": type(model).__name__,
         "metric": found.metric,
         "items": len(found.values),
         "values": str(values),
@@ -114,7 +117,7 @@ def latency_job(job: dict[str, Any]) -> dict[str, Any]:
     """Load all models and time them in turns at the shape: medians and half the interquartile range, in ms."""
     task = from_spec(job["task"], load_processor(job["processor"], trust_remote_code=job["trust_remote_code"]))
     example = task.example(job["shape"]["batch_size"], job["shape"].get("seq_len"))
-    calls = {name: forward_call(_open(item, task.name), task, example) for name, item in job["models"].items()}
+    calls = {name: forward_call(open_model(item, task.name), task, example) for name, item in job["models"].items()}
     found = time_models(
         calls, rounds=job["rounds"], max_seconds=job["max_seconds"], rest_seconds=job.get("rest_seconds", 0.0)
     )

@@ -109,6 +109,24 @@ def load_model(
     return Loaded(model.eval(), processor, source, folder)
 
 
+def open_stock(folder: str | Path, auto_class: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """A checkpoint of another tool, opened by stock transformers with whatever that tool's package adds to it.
+
+    Raises:
+        ModelError: transformers cannot open it, or needs a package that is not installed.
+    """
+    try:
+        with _quiet():
+            found = getattr(transformers, auto_class).from_pretrained(
+                folder, dtype="auto", local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # ImportError of a missing package, and all that a load may raise
+        raise ModelError(
+            f"Neither autoquant nor transformers can open {folder}: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    return found.eval()
+
+
 def resolve(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
     """The local folder behind `source`; a hub id is downloaded (or found in the cache), a folder is only looked at.
 

@@ -19,6 +19,8 @@ def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("Model", _joined(*_model(report.get("model") or {}))),
         ("Task", _joined(*_task(report.get("task") or {}))),
         ("Certification", _bound(report)),
+        ("Float model", _float(report)),
+        ("Certification data", _power(report)),
         ("Hardware", _joined(report.get("hardware"), _threads(report))),
         ("Runtime", str(report.get("runtime") or "")),
         ("Input shape", _shape(report.get("shape") or {})),
@@ -56,7 +58,40 @@ def _bound(report: dict[str, Any]) -> str:
         return ""
     if metric["confidence"] is None:
         return "point estimate only, no bound"
-    return f"{metric['method']} bound, one-sided, {humanize.percent(metric['confidence'])} confidence"
+    use = metric.get("use") or 1
+    return _joined(
+        f"{metric['method']} bound, one-sided, {humanize.percent(metric['confidence'])} confidence",
+        f"use {use} of these certification data" if use > 1 else "",
+    )
+
+
+def _float(report: dict[str, Any]) -> str:
+    power = report.get("power") or {}
+    if power.get("float_lower") is None or power.get("float_upper") is None:
+        return ""
+    low, high = humanize.metric(power["float_lower"]), humanize.metric(power["float_upper"])
+    return f"{power['metric']} {humanize.metric(power['float_value'])} on the certification data (95%: {low} to {high})"
+
+
+def _power(report: dict[str, Any]) -> str:
+    """What they can settle, as told before the search."""
+    power = report.get("power") or {}
+    if not power.get("known"):
+        return ""
+    items = humanize.plural(power["n"], (report.get("metric") or {}).get("item") or "item")
+    if power.get("clusters") is not None:
+        items += f" in {humanize.plural(power['clusters'], 'cluster')}"
+    budget = humanize.budget(power["budget"], (report.get("budget") or {}).get("relative", False))
+    if power["settles"] is None:
+        settles = f"{items} cannot settle {budget} even if no outcome changes"
+    else:
+        settles = f"{items} settle {budget} if up to {100 * power['settles']:.2g}% of outcomes change"
+    needed = ", ".join(
+        f"{humanize.count(count)} if {100 * float(share):.2g}% change"
+        for share, count in (power.get("needed") or {}).items()
+        if count is not None
+    )
+    return _joined(settles, f"needed: {needed}" if needed else "")
 
 
 def _threads(report: dict[str, Any]) -> str:

@@ -54,6 +54,8 @@ class MetricSummary(TypedDict):
     method: str
     needed: NotRequired[int | None]
     item: NotRequired[str]
+    clusters: NotRequired[int | None]
+    use: NotRequired[int]
 
 
 class CandidateSummary(TypedDict):
@@ -154,6 +156,24 @@ class ProfileReport(TypedDict):
     shape: NotRequired[dict[str, Any]]
 
 
+class PowerSummary(TypedDict):
+    """What the certification data could settle, told before the search: see `autoquant.certify.power.Power`."""
+
+    n: int
+    clusters: int | None
+    metric: str
+    float_value: float
+    float_lower: float | None
+    float_upper: float | None
+    budget: float
+    confidence: float | None
+    settles: float | None
+    settles_half: float | None
+    needed: NotRequired[dict[str, int | None] | None]
+    enough: NotRequired[bool | None]
+    known: NotRequired[bool]
+
+
 class RunReport(ProfileReport):
     verdict: Status
     budget: BudgetSummary
@@ -169,6 +189,7 @@ class RunReport(ProfileReport):
     search: NotRequired[SearchSummary]
     certification: NotRequired[list[Rung]]
     load: NotRequired[str]
+    power: NotRequired[PowerSummary]
     next: NotRequired[list[str]]
 
 

@@ -15,12 +15,12 @@ def sentence(report: dict[str, Any]) -> str:
         return _profiled(report)
     verdict, shipped = report["verdict"], report["shipped"]
     if verdict == "PASS" and shipped == "quantized":
-        return f"PASS: {_subject(report)} {_runs(report, 'quantized')}; {_evidence(report)}."
+        return f"PASS: {_subject(report)} {_runs(report, 'quantized')}; {evidence(report)}."
     if verdict == "PASS" and shipped == "float32":
         return "PASS, but quantizing does not pay on this machine: the float32 model is shipped unchanged."
     if verdict == "PASS":
-        return f"PASS, but quantizing does not pay on this machine: {_shipped(report)}; {_evidence(report)}."
-    return f"{verdict}: {_evidence(report, _subject(report))}. {_instead(report)}."
+        return f"PASS, but quantizing does not pay on this machine: {_shipped(report)}; {evidence(report)}."
+    return f"{verdict}: {evidence(report, _subject(report))}. {_instead(report)}."
 
 
 def _profiled(report: dict[str, Any]) -> str:
@@ -79,20 +79,26 @@ def _runs(report: dict[str, Any], which: str) -> str:
     return f"{text} {bytes_text}".strip().rstrip(",")
 
 
-def _evidence(report: dict[str, Any], subject: str = "") -> str:
-    """How much worse the metric got, and how sure that is."""
+def evidence(report: dict[str, Any], subject: str = "", seen: str = " never seen by the search") -> str:
+    """How much worse the metric got, and how sure that is; from the `metric`, `budget` and `verdict` of a report.
+
+    Args:
+        seen: what is said of the items.
+    """
     metric, budget = report["metric"], report["budget"]
     items = humanize.plural(metric["n"], metric.get("item") or "item")
+    if metric.get("clusters"):
+        items += f" in {humanize.plural(metric['clusters'], 'cluster')}"
     allowed = f"budget {humanize.budget(budget['drop'], budget['relative'])}"
     fall = "drop" if metric["higher_is_better"] else "rise"
     moves = f"{metric['name']} {_moves(metric, budget)}"
     if subject:
         moves = f"with {subject}, {moves}"
     if metric["confidence"] is None:
-        return f"{moves} ({allowed}; judged on the point estimate only, {items} never seen by the search)"
+        return f"{moves} ({allowed}; judged on the point estimate only, {items}{seen})"
     confidence = humanize.percent(metric["confidence"])
     upper, lower = metric["upper_bound"], metric["lower_bound"]
-    seen = f"({allowed}, {items} never seen by the search)"
+    seen = f"({allowed}, {items}{seen})"
     if report["verdict"] == "FAIL" and lower is not None and lower > budget["drop"]:
         return f"{moves}, and with {confidence} confidence by more than {_amount(lower, budget, 'down')} {seen}"
     if upper is None:

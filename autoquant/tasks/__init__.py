@@ -58,6 +58,7 @@ def make(
     test_data: str | Path | None = None,
     model: nn.Module | Facts | None = None,
     forward: Forward | None = None,
+    undivided: bool = False,
 ) -> DataTask:
     """The task called `name` on `data`; arguments as in `DataTask`. Pass the float `model` wherever there is one.
 
@@ -75,12 +76,13 @@ def make(
         test_data=test_data,
         model=model,
         forward=forward,
+        undivided=undivided,
     )
 
 
 SPEC_KEYS = (
     "task", "data", "test_data", "columns", "seed", "max_length", "sizes", "metric", "model", "settings",
-    "own_forward", "fingerprint",
+    "own_forward", "undivided", "fingerprint",
 )  # fmt: skip
 
 
@@ -101,6 +103,7 @@ def from_spec(spec: Mapping[str, Any], processor: Any, forward: Forward | None =
         seed=spec.get("seed", 0),
         model=Facts(**(spec.get("model") or {})),
         forward=forward,
+        undivided=bool(spec.get("undivided")),
         **same,
     )
     then, now = spec.get("fingerprint"), task.fingerprint()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoquant.artifacts import fingerprint
 from autoquant.errors import UsageError
 
 SPLITS = ("calibration", "search", "certification")
@@ -88,6 +89,20 @@ class Task(ABC):
     def aggregate(self, split: str, values: np.ndarray, index: np.ndarray | None = None) -> float:
         """The metric from item values; `index` picks items (with repetition) for resampling."""
         return float(np.mean(values if index is None else values[index]))
+
+    def clusters(self, split: str) -> np.ndarray | None:
+        """(items,) number of the cluster that each item belongs to; None: no two items have to do with each other.
+
+        Items of one cluster (questions about one passage) may succeed or fail together; bounds count clusters then.
+        """
+        return None
+
+    def digests(self, split: str) -> Sequence[str]:
+        """A short hash of each row's content, by which data that were certified on before are recognised.
+
+        Here one for the whole split; it sees less than the hashes of rows, which tasks of data files have.
+        """
+        return [fingerprint([self.name, split, self.describe()])]
 
     def mask(self, batch: Batch) -> Tensor | None:
         """(rows, positions) True where an output counts, for tasks with `positions`; None: all count."""

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from autoquant.artifacts import fingerprint
 from autoquant.errors import DataError
+from autoquant.tasks.clusters import CLUSTER_ROLE, clustered_pools, joined
 from autoquant.tasks.data import read_columns, texts
 from autoquant.tasks.dataset import DataTask
 from autoquant.tasks.facts import label_numbers
 from autoquant.tasks.inputs import Inputs, longest_row, tokenise
-from autoquant.tasks.splitting import assign, pools
+from autoquant.tasks.splitting import assign
 
 TEXT_NAMES = ("text", "sentence", "sentence1", "premise", "question", "question1", "content", "review", "document")
 PAIR_NAMES = ("text2", "sentence2", "hypothesis", "question2", "passage", "text_pair")
@@ -21,6 +22,7 @@ ROLES = {
     "text": TEXT_NAMES,
     "label": ("label", "labels", "class", "category", "target", "sentiment", "gold_label", "y"),
     "text_pair": PAIR_NAMES,
+    CLUSTER_ROLE: (),
 }
 
 
@@ -33,18 +35,21 @@ class Classification(DataTask):
 
     def _build(self) -> Inputs:
         self.output_kind = self.facts.logits_kind
-        rows, labels = self._read(self._need_data())
-        test_rows, test_labels = self._read(self.test_data) if self.test_data else (None, [])
-        chosen = assign(pools(rows, test_rows), self.seed, self.sizes, "texts")
+        rows, labels, clusters = self._read(self._need_data())
+        test_rows, test_labels, test_clusters = self._read(self.test_data) if self.test_data else (None, [], None)
+        clusters = joined(clusters, len(rows), test_clusters, len(test_rows or ()))
+        chosen = assign(clustered_pools(rows, test_rows, clusters), self.seed, self.sizes, "texts")
+        self._cluster(chosen, clusters)
         rows, labels = rows + (test_rows or []), labels + test_labels
         self._labels = {split: np.array([labels[i] for i in index]) for split, index in chosen.items()}
         self.max_length = longest_row(self.processor, self.max_length)
         return tokenise({s: [rows[i] for i in index] for s, index in chosen.items()}, self.processor, self.max_length)
 
-    def _read(self, source: str) -> tuple[list[tuple[str, ...]], list[int]]:
-        columns = read_columns(source, ROLES, optional=["text_pair"], columns=self.columns)
+    def _read(self, source: str) -> tuple[list[tuple[str, ...]], list[int], list[Any] | None]:
+        columns = read_columns(source, ROLES, optional=["text_pair", CLUSTER_ROLE], columns=self.columns)
         parts = [texts(columns[role], role, source) for role in ("text", "text_pair") if role in columns]
-        return list(zip(*parts, strict=True)), label_numbers(columns["label"], self.facts, source)
+        labels = label_numbers(columns["label"], self.facts, source)
+        return list(zip(*parts, strict=True)), labels, columns.get(CLUSTER_ROLE)
 
     def score(self, split: str, reduced: Tensor, reference: Tensor | None = None) -> np.ndarray:
         return right(self._finite(split, reduced), self._labels[split])

@@ -115,7 +115,7 @@ def _column(
         raise DataError(f"{table.source} has no column '{name}' for --columns {role}={name}. {_listing(table, name)}")
     if table.header is None:
         # Without header, roles are taken in order, but only if nothing was named: a mixture would be a guess.
-        if not named and position < count:
+        if not named and usual and position < count:
             return position
     else:
         lowered = [name.casefold() for name in table.header]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from autoquant.errors import DataError, nearest
 from autoquant.tasks.base import SPLITS, Batch, Task
+from autoquant.tasks.clusters import numbered
 from autoquant.tasks.data import absolute
 from autoquant.tasks.facts import Facts
 from autoquant.tasks.inputs import Inputs
 from autoquant.tasks.outputs import call, finite
-from autoquant.tasks.splitting import check_sizes
+from autoquant.tasks.splitting import UNDIVIDED, check_sizes
 
 Forward = Callable[[nn.Module, Batch], Tensor]
 """A forward pass of the user's own: (model, batch) → the tensor that the task judges, differentiable."""
@@ -35,6 +37,8 @@ class DataTask(Task):
         test_data: a second source that certification comes from alone.
         model: the model, or its `Facts`; needed where labels have names or the output is not clear from the task.
         forward: the user's own forward pass, for a model that does not follow transformers' conventions.
+        undivided: all rows are for certification: the task only judges. Not for the embedded docstrings, which are always
+            dealt by `seed`.
         settings: what an earlier construction read from the model's folder (`from_spec` passes it).
 
     Raises:
@@ -56,11 +60,14 @@ class DataTask(Task):
         test_data: str | Path | None = None,
         model: nn.Module | Facts | None = None,
         forward: Forward | None = None,
+        undivided: bool = False,
         settings: Mapping[str, Any] | None = None,
     ):
         self.data, self.test_data = absolute(data), absolute(test_data)
         self.processor, self.seed, self.max_length = processor, seed, max_length
-        self.columns, self.sizes = dict(columns or {}), check_sizes(sizes)
+        self.undivided = undivided and data is not None
+        self.columns, self.sizes = dict(columns or {}), check_sizes(sizes) | (UNDIVIDED if self.undivided else {})
+        self._clusters: dict[str, np.ndarray | None] = {}
         self.facts, self.settings = Facts.of(model), dict(settings or {})
         self._forward = forward
         self.metric = self._pick_metric(metric)
@@ -88,6 +95,17 @@ class DataTask(Task):
 
     def batch(self, split: str, rows: Sequence[int]) -> Batch:
         return self.inputs.batch(split, rows)
+
+    def clusters(self, split: str) -> np.ndarray | None:
+        return self._clusters.get(split)
+
+    def digests(self, split: str) -> Sequence[str]:
+        return self.inputs.digests(split)
+
+    def _cluster(self, chosen: Mapping[str, Sequence[int]], clusters: Sequence[Hashable] | None) -> None:
+        """Keep the clusters of the rows that were chosen for each split."""
+        if clusters is not None:
+            self._clusters = {split: numbered([[clusters[row]] for row in rows]) for split, rows in chosen.items()}
 
     def lengths(self, split: str) -> Sequence[int]:
         return self.inputs.lengths(split)
@@ -118,7 +136,8 @@ class DataTask(Task):
             "columns": self.columns,
             "seed": self.seed,
             "max_length": self.max_length,
-            "sizes": self.sizes,
+            "sizes": {split: size for split, size in self.sizes.items() if size},
+            "undivided": self.undivided,
             "metric": self.metric,
             "model": self.facts.to_dict(),
             "settings": self.settings,
@@ -137,6 +156,7 @@ class DataTask(Task):
             "higher_is_better": self.higher_is_better,
             "data": Path(self.data).name if self.data else "docstrings",
             "test_data": Path(self.test_data).name if self.test_data else None,
+            "columns": self.columns,
             "seed": self.seed,
             "items": {split: self.items(split) for split in SPLITS},
             "rows": {split: self.rows(split) for split in SPLITS},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from autoquant.models.heads import head_of
 from autoquant.tasks.base import SPLITS, Batch
 from autoquant.tasks.causal_lm import judged_positions
 from autoquant.tasks.classification import PAIR_NAMES, TEXT_NAMES, top
+from autoquant.tasks.clusters import CLUSTER_ROLE, clustered_pools, joined
 from autoquant.tasks.data import read_columns, texts
 from autoquant.tasks.dataset import DataTask
 from autoquant.tasks.docstrings import split_pairs
@@ -21,7 +23,7 @@ from autoquant.tasks.image_classification import image_rows
 from autoquant.tasks.images import read_sources
 from autoquant.tasks.inputs import LONGEST, Inputs, longest_row, tokenise
 from autoquant.tasks.outputs import Embedding, call, finite, no_cache
-from autoquant.tasks.splitting import assign, pools
+from autoquant.tasks.splitting import assign
 from autoquant.tasks.windows import window_length, window_rows
 
 METRICS = {
@@ -35,7 +37,7 @@ METRICS = {
 DOCSTRING_TOKENS = 128
 """Longest row of the embedded docstrings, summary and rest in one."""
 
-ROLES = {"text": TEXT_NAMES, "text_pair": PAIR_NAMES}
+ROLES = {"text": TEXT_NAMES, "text_pair": PAIR_NAMES, CLUSTER_ROLE: ()}
 
 
 class Fidelity(DataTask):
@@ -92,17 +94,20 @@ class Fidelity(DataTask):
         if self.data is None:
             dealt = split_pairs(self.seed, self.sizes)
             return {split: [(f"{pair.query} {pair.document}",) for pair in dealt[split]] for split in SPLITS}
-        rows, test = self._read(self.data), self._read(self.test_data) if self.test_data else None
-        chosen = assign(pools(rows, test), self.seed, self.sizes, "texts")
+        rows, clusters = self._read(self.data)
+        test, test_clusters = self._read(self.test_data) if self.test_data else (None, None)
+        clusters = joined(clusters, len(rows), test_clusters, len(test or ()))
+        chosen = assign(clustered_pools(rows, test, clusters), self.seed, self.sizes, "texts")
+        self._cluster(chosen, clusters)
         every = rows + (test or [])
         return {split: [every[i] for i in index] for split, index in chosen.items()}
 
-    def _read(self, source: str) -> list[tuple[str, ...]]:
+    def _read(self, source: str) -> tuple[list[tuple[str, ...]], list[Any] | None]:
         if Path(source).suffix.casefold() == ".txt":
-            return [(line,) for line in read_columns(source, {"text": ("text",)})["text"]]
-        columns = read_columns(source, ROLES, optional=["text_pair"], columns=self.columns)
+            return [(line,) for line in read_columns(source, {"text": ("text",)})["text"]], None
+        columns = read_columns(source, ROLES, optional=["text_pair", CLUSTER_ROLE], columns=self.columns)
         parts = [texts(columns[role], role, source) for role in ("text", "text_pair") if role in columns]
-        return list(zip(*parts, strict=True))
+        return list(zip(*parts, strict=True)), columns.get(CLUSTER_ROLE)
 
     def _run(self, model: nn.Module, batch: Batch) -> Tensor:
         if self.metric == "cosine":

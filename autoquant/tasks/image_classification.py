@@ -10,7 +10,7 @@ from autoquant.tasks.classification import right
 from autoquant.tasks.dataset import DataTask
 from autoquant.tasks.facts import Facts, label_numbers
 from autoquant.tasks.images import Images, read_sources
-from autoquant.tasks.inputs import ImageRows, Inputs, hash_texts
+from autoquant.tasks.inputs import ImageRows, Inputs
 from autoquant.tasks.splitting import assign
 
 
@@ -46,5 +46,8 @@ def image_rows(sources: list[Images], chosen: dict[str, list[int]], processor: o
     """The images of every split, ready to be preprocessed."""
     openers = [opener for images in sources for opener in images.openers]
     digests = [digest for images in sources for digest in images.digests]
-    text = (part for split, index in chosen.items() for part in (split, *(digests[i] for i in index)))
-    return ImageRows({s: [openers[i] for i in index] for s, index in chosen.items()}, hash_texts(text), processor)
+    return ImageRows(
+        {split: [openers[i] for i in index] for split, index in chosen.items()},
+        {split: [digests[i] for i in index] for split, index in chosen.items()},
+        processor,
+    )

@@ -44,6 +44,10 @@ class Inputs(ABC):
     def fingerprint(self) -> str:
         """Hash of what the rows were made from: the texts or the pixels, split by split."""
 
+    @abstractmethod
+    def digests(self, split: str) -> Sequence[str]:
+        """A short hash of each row of a split."""
+
     @property
     def seq_len(self) -> int | None:
         return None
@@ -67,6 +71,7 @@ class TokenRows(Inputs):
         side: str = "right",
     ):
         self._encodings, self._digest, self._padding, self._side = encodings, digest, padding, side
+        self._typical = encodings[_shown(encodings)]
 
     def rows(self, split: str) -> int:
         return len(self._encodings[split])
@@ -88,21 +93,30 @@ class TokenRows(Inputs):
 
     def example(self, batch_size: int, seq_len: int | None) -> Batch:
         length = seq_len or self.seq_len
-        stream = torch.tensor([token for row in self._encodings["calibration"] for token in row["input_ids"]])
+        stream = torch.tensor([token for row in self._typical for token in row["input_ids"]])
         ids = stream.repeat(-(-batch_size * length // len(stream)))[: batch_size * length].view(batch_size, length)
-        others = [key for key in self._encodings["calibration"][0] if key != "input_ids"]
+        others = [key for key in self._typical[0] if key != "input_ids"]
         return {"input_ids": ids} | {
             key: torch.ones_like(ids) if key == "attention_mask" else torch.zeros_like(ids) for key in others
         }
+
+    def digests(self, split: str) -> list[str]:
+        return [hash_texts([repr(row["input_ids"])]) for row in self._encodings[split]]
 
     def fingerprint(self) -> str:
         return self._digest
 
     @property
     def seq_len(self) -> int:
-        """75th percentile of the calibration rows' lengths, rounded up to a multiple of 16, at most 512."""
-        typical = float(np.percentile(self.lengths("calibration"), 75))
+        """75th percentile of the lengths of the calibration rows (of all rows, where there are none), rounded up to a
+        multiple of 16, at most 512."""
+        typical = float(np.percentile([len(row["input_ids"]) for row in self._typical], 75))
         return min(LONGEST, -(-int(np.ceil(typical)) // 16) * 16)
+
+
+def _shown(splits: Mapping[str, Sequence[Any]]) -> str:
+    """The split that shapes are taken from: calibration, or certification of a task that only judges."""
+    return "calibration" if splits.get("calibration") else "certification"
 
 
 def tokenise(
@@ -176,12 +190,14 @@ class ImageRows(Inputs):
 
     Args:
         openers: split → for each row, a function that returns a PIL image in RGB.
-        digest: hash of the pixels or files.
+        digests: split → for each row, a hash of its pixels or file.
     """
 
-    def __init__(self, openers: Mapping[str, Sequence[Callable[[], Any]]], digest: str, processor: Any):
+    def __init__(
+        self, openers: Mapping[str, Sequence[Callable[[], Any]]], digests: Mapping[str, Sequence[str]], processor: Any
+    ):
         require(processor, "image processor (preprocessor_config.json)")
-        self._openers, self._digest, self._processor = openers, digest, processor
+        self._openers, self._digests, self._processor = openers, digests, processor
         self._cache: dict[tuple[str, int], Tensor] = {}
         self._bytes = 0
 
@@ -205,8 +221,12 @@ class ImageRows(Inputs):
         return pixels
 
     def example(self, batch_size: int, seq_len: int | None) -> Batch:
-        count = self.rows("calibration")
-        return {"pixel_values": torch.stack([self._pixels("calibration", i % count) for i in range(batch_size)])}
+        split = _shown(self._openers)
+        count = self.rows(split)
+        return {"pixel_values": torch.stack([self._pixels(split, i % count) for i in range(batch_size)])}
+
+    def digests(self, split: str) -> Sequence[str]:
+        return self._digests[split]
 
     def fingerprint(self) -> str:
-        return self._digest
+        return hash_texts(part for split, digests in self._digests.items() for part in (split, *digests))

@@ -12,6 +12,7 @@ from autoquant.artifacts import fingerprint
 from autoquant.errors import DataError, reject_unknown
 from autoquant.tasks.base import Batch
 from autoquant.tasks.beir import Collection, read_collection
+from autoquant.tasks.clusters import numbered
 from autoquant.tasks.dataset import DataTask
 from autoquant.tasks.docstrings import DOCUMENT_TOKENS, QUERY_TOKENS, split_pairs
 from autoquant.tasks.inputs import LONGEST, Inputs, longest_row, tokenise
@@ -83,6 +84,14 @@ class Retrieval(DataTask):
             self.settings["embedding"] = (Embedding() if own else Embedding.of(self.processor)).to_dict()
         return Embedding(**self.settings["embedding"])
 
+    def clusters(self, split: str) -> np.ndarray | None:
+        """Queries that share a relevant document, directly or through others, are one cluster."""
+        return numbered(self._parts[split].gains)
+
+    def digests(self, split: str) -> Sequence[str]:
+        """Of the queries: they are what is judged, and other queries may be asked of the same corpus."""
+        return super().digests(split)[len(self._parts[split].documents) :]
+
     def items(self, split: str) -> int:
         return len(self._parts[split].queries)
 
@@ -139,6 +148,9 @@ def beir_parts(main: Collection, test: Collection | None, seed: int, sizes: Mapp
     owners += tests or []
     parts = {}
     for place, (split, index) in enumerate(chosen.items()):
+        if not index:
+            parts[split] = Part((), (), (), ())
+            continue
         source = owners[index[0]][0]
         queries = [owners[i][1] for i in index]
         rng = np.random.default_rng([seed, 1 + place])

@@ -15,6 +15,9 @@ from autoquant.tasks.base import SPLITS
 MINIMUM = {"calibration": 4, "search": 8, "certification": 20}
 """Fewest items a split can do with; fewer say nothing."""
 
+UNDIVIDED = {"calibration": 0, "search": 0}
+"""Sizes of data that are all for certification: for a task that models are only judged by."""
+
 CALIBRATION = 256
 """Default size of the calibration split, unless that is more than a tenth of the data."""
 
@@ -53,7 +56,8 @@ def assign(
     Raises:
         DataError: a split would be too small, or `sizes` asks for more than there is.
     """
-    asked = check_sizes(sizes)
+    asked = check_sizes(sizes, least=0)
+    undivided = UNDIVIDED.items() <= asked.items()
     chosen: dict[str, list[int]] = {}
     offset = shared = 0
     for place, (splits, keys) in enumerate(sources):
@@ -65,7 +69,8 @@ def assign(
         shared += len(keys) - sum(map(len, groups.values()))
         chosen |= _deal(splits, list(groups.values()), np.random.default_rng([seed, place]), asked, what, caps or {})
         offset += len(keys)
-    for split, least in MINIMUM.items():
+    for split, fewest in MINIMUM.items():
+        least = int(split == "certification") if undivided else fewest
         if len(chosen[split]) < least:
             left_out = f", {shared} of them left out because the test data has them too" if shared else ""
             raise DataError(
@@ -75,12 +80,12 @@ def assign(
     return chosen
 
 
-def check_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
-    """`sizes` if it maps splits to positive numbers. Raises DataError."""
+def check_sizes(sizes: Mapping[str, int] | None, least: int = 1) -> dict[str, int]:
+    """`sizes` if it maps splits to numbers of at least `least`. Raises DataError."""
     asked = dict(sizes or {})
     reject_unknown(asked, SPLITS, "--sizes", DataError)
     for split, size in asked.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, int) or isinstance(size, bool) or size < least:
             raise DataError(f"--sizes {split}={size} must be a positive whole number.")
     return asked
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -13,16 +14,18 @@ from autoquant.errors import DataError
 from autoquant.models.heads import head_of
 from autoquant.tasks.base import Batch
 from autoquant.tasks.classification import PAIR_NAMES, TEXT_NAMES
+from autoquant.tasks.clusters import CLUSTER_ROLE, clustered_pools, joined
 from autoquant.tasks.data import numbers, read_columns, texts
 from autoquant.tasks.dataset import DataTask
 from autoquant.tasks.inputs import LONGEST, Inputs, longest_row, tokenise
 from autoquant.tasks.outputs import Embedding, call
-from autoquant.tasks.splitting import assign, pools
+from autoquant.tasks.splitting import assign
 
 ROLES = {
     "text": ("text1", *TEXT_NAMES, "sent1", "anchor"),
     "text_pair": ("text2", *PAIR_NAMES, "sent2", "positive"),
     "score": ("score", "similarity", "similarity_score", "label", "labels", "gold", "relatedness_score"),
+    CLUSTER_ROLE: (),
 }
 
 
@@ -50,9 +53,12 @@ class STS(DataTask):
         self.crossencoder = self.facts.head == "classifier" and self.facts.labels == 1
         self.output_kind = self.facts.logits_kind if self.crossencoder else "embedding"
         self.bounds = None if self.crossencoder else (-1.0, 1.0)
-        pairs, scores = self._read(self._need_data())
-        test_pairs, test_scores = self._read(self.test_data) if self.test_data else (None, [])
-        chosen = assign(pools(_unordered(pairs), test_pairs and _unordered(test_pairs)), self.seed, self.sizes, "pairs")
+        pairs, scores, clusters = self._read(self._need_data())
+        test_pairs, test_scores, test_clusters = self._read(self.test_data) if self.test_data else (None, [], None)
+        clusters = joined(clusters, len(pairs), test_clusters, len(test_pairs or ()))
+        keyed = clustered_pools(_unordered(pairs), test_pairs and _unordered(test_pairs), clusters)
+        chosen = assign(keyed, self.seed, self.sizes, "pairs")
+        self._cluster(chosen, clusters)
         pairs, scores = pairs + (test_pairs or []), scores + test_scores
         self._gold = {split: np.array([scores[i] for i in index]) for split, index in chosen.items()}
         self._embedding = self._read_embedding()
@@ -69,10 +75,11 @@ class STS(DataTask):
             self.settings["embedding"] = (Embedding() if plain else Embedding.of(self.processor)).to_dict()
         return Embedding(**self.settings["embedding"])
 
-    def _read(self, source: str) -> tuple[list[tuple[str, str]], list[float]]:
-        columns = read_columns(source, ROLES, columns=self.columns)
+    def _read(self, source: str) -> tuple[list[tuple[str, str]], list[float], list[Any] | None]:
+        columns = read_columns(source, ROLES, optional=[CLUSTER_ROLE], columns=self.columns)
         first, second = (texts(columns[role], role, source) for role in ("text", "text_pair"))
-        return list(zip(first, second, strict=True)), numbers(columns["score"], "score", source)
+        scores = numbers(columns["score"], "score", source)
+        return list(zip(first, second, strict=True)), scores, columns.get(CLUSTER_ROLE)
 
     def items(self, split: str) -> int:
         return len(self._gold[split])

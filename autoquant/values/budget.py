@@ -41,6 +41,8 @@ class Verdict:
         n: items judged.
         method: name of the bound; ends in "(asymptotic)" when it holds only for large n.
         needed: items that would settle it, when INCONCLUSIVE.
+        clusters: independent groups of items that the bound rests on; None when every item is one.
+        use: how many times these certification data have been used, this time included (see `certify.ledger`).
     """
 
     status: str
@@ -54,6 +56,8 @@ class Verdict:
     n: int
     method: str
     needed: int | None = None
+    clusters: int | None = None
+    use: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

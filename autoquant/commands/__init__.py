@@ -1,0 +1,1 @@
+"""Commands that are more than a few lines: each adds itself to the command line (`autoquant.cli`)."""
