@@ -1,8 +1,11 @@
-"""Find the best map: the problem as plain data, the surrogate, the Optuna study."""
+"""Find the best map: the problem as plain data, strategies that propose, the race that judges, the Optuna study."""
 
-from autoquant.search.problem import OBJECTIVES, Problem, make_problem
+from autoquant.search.front import front
+from autoquant.search.problem import OBJECTIVES, Problem, make_problem, options_of
+from autoquant.search.refine import items_read
 from autoquant.search.spaces import Space, allowed, load_space
-from autoquant.search.study import STRATEGIES, Outcome, ladder, open_study, run_search
+from autoquant.search.strategies import STRATEGIES
+from autoquant.search.study import Outcome, check_size, ladder, open_study, run_search, warm_starts
 
 __all__ = [
     "OBJECTIVES",
@@ -11,9 +14,14 @@ __all__ = [
     "Problem",
     "Space",
     "allowed",
+    "check_size",
+    "front",
+    "items_read",
     "ladder",
     "load_space",
     "make_problem",
     "open_study",
+    "options_of",
     "run_search",
+    "warm_starts",
 ]

@@ -30,6 +30,8 @@ class Problem:
         base_ms, base_bytes: base dtype → everything that is not in a group.
         reference_ms, reference_bytes: of the float32 model.
         objective: balanced, latency or memory.
+        max_ms, max_bytes: hard caps; with one, the smallest drop under the caps is looked for instead of the largest saving
+            within the budget.
     """
 
     groups: tuple[Group, ...]
@@ -42,10 +44,24 @@ class Problem:
     reference_ms: float
     reference_bytes: float
     objective: str = "balanced"
+    max_ms: float = math.inf
+    max_bytes: float = math.inf
+
+    @property
+    def capped(self) -> bool:
+        return math.isfinite(self.max_ms) or math.isfinite(self.max_bytes)
+
+    def over(self, ms: float, size: float) -> float:
+        """The largest share by which a cap is exceeded; 0 or less is within all caps."""
+        return max(ms / self.max_ms, size / self.max_bytes) - 1
 
     @property
     def base_dtypes(self) -> tuple[str, ...]:
         return tuple(self.ms)
+
+    def least(self, rest: Mapping[str, float], tables: Mapping[str, tuple[np.ndarray, ...]]) -> float:
+        """The smallest sum over all maps, of `ms` or of `bytes`."""
+        return min(rest[base] + sum(float(t.min()) for t in tables[base]) for base in tables)
 
     def total_ms(self, base: str, choice: Choice) -> float:
         return self.base_ms[base] + sum(float(t[i]) for t, i in zip(self.ms[base], choice, strict=True))
@@ -56,6 +72,10 @@ class Problem:
     def saving(self, ms: float, size: float) -> float:
         """How many times better than float32: speed-up, size ratio, or their geometric mean."""
         return saving(self.objective, self.reference_ms / ms, self.reference_bytes / size)
+
+    def value(self, saving: float, drop: float) -> float:
+        """What the search maximises."""
+        return -drop if self.capped else saving
 
     def score(self, choice: Choice, theta: np.ndarray | None = None) -> float:
         factor = np.ones(len(self.groups)) if theta is None else np.exp(theta)
@@ -87,17 +107,11 @@ OBJECTIVES = ("balanced", "latency", "memory")
 
 
 def make_problem(
-    groups: Sequence[Group], allowed: Mapping[str, Sequence[str]], profile: Profile, price: Price, objective: str
-) -> Problem:
-    """Put profile and price together. A group may choose what each of its layers may run (projected on its kind)."""
-    options = []
-    for group in groups:
-        first = allowed[max(group.layers, key=lambda layer: len(allowed[layer.name])).name]
-        fits = [
-            name for name in first
-            if all(project(SCHEMES[name], layer.kind).name in allowed[layer.name] for layer in group.layers)
-        ]  # fmt: skip
-        options.append((FLOAT, *fits))
+    groups: Sequence[Group], allowed: Mapping[str, Sequence[str]], profile: Profile, price: Price, objective: str,
+    *, max_ms: float = math.inf, max_bytes: float = math.inf,
+) -> Problem:  # fmt: skip
+    """Put profile and price together."""
+    options = options_of(groups, allowed)
 
     def member(name: str, layer: Layer, base: str) -> str:
         return project(SCHEMES[base if name == FLOAT else name], layer.kind).name
@@ -120,7 +134,7 @@ def make_problem(
     floats = {layer.name: "float32" for group in groups for layer in group.layers}
     return Problem(
         groups=tuple(groups),
-        options=tuple(options),
+        options=options,
         ms={base: table(price.layer_ms[base], base) for base in searched},
         bytes={base: table(price.layer_bytes[base], base) for base in searched},
         scores=scores,
@@ -129,4 +143,19 @@ def make_problem(
         reference_ms=price.model_ms["float32"],
         reference_bytes=price.bytes_of("float32", floats),
         objective=objective,
+        max_ms=max_ms,
+        max_bytes=max_bytes,
     )
+
+
+def options_of(groups: Sequence[Group], allowed: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """What each group may choose: `FLOAT`, and what each of its layers may run (projected on its kind)."""
+    options = []
+    for group in groups:
+        first = allowed[max(group.layers, key=lambda layer: len(allowed[layer.name])).name]
+        fits = [
+            name for name in first
+            if all(project(SCHEMES[name], layer.kind).name in allowed[layer.name] for layer in group.layers)
+        ]  # fmt: skip
+        options.append((FLOAT, *fits))
+    return tuple(options)

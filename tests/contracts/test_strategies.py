@@ -10,8 +10,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from autoquant.search import STRATEGIES, open_study, run_search
-from autoquant.search.sampler import space_of
+from autoquant.errors import UsageError
+from autoquant.search import STRATEGIES, check_size, open_study, run_search, warm_starts
+from autoquant.search.ledger import space_of
+from autoquant.search.study import starting_maps
 from autoquant.values import Candidate
 from tests import synthetic
 from tests.synthetic import Judge
@@ -41,7 +43,8 @@ def search(
 
 
 def maps(found: list[Candidate]) -> list[tuple[str, tuple]]:
-    return [(c.base_dtype, tuple(c.layers.items())) for c in found]
+    """Of all that were evaluated: a map that cannot beat the best by its price is skipped."""
+    return [(c.base_dtype, tuple(c.layers.items())) for c in found if c.state != "skipped"]
 
 
 def timeless(found: list[Candidate]) -> list[Candidate]:
@@ -64,14 +67,14 @@ def test_no_quantization_and_uniform_maps_come_first(strategy: str, tmp_path: Pa
 def test_no_map_is_evaluated_twice(strategy: str, tmp_path: Path) -> None:
     judged = judge(2)  # 32 maps: whoever draws at random would
     found, _ = search(judged, tmp_path / "journal", strategy, trials=30)
-    assert len(set(judged.asked)) == len(judged.asked) == len(found) > 6
+    assert len(set(judged.asked)) == len(judged.asked) == len(maps(found)) > 5
 
 
 def test_candidates_hold_what_was_measured(strategy: str, tmp_path: Path) -> None:
     judged = judge()
     found, _ = search(judged, tmp_path / "journal", strategy)
     assert maps(found) == judged.asked
-    for candidate in found:
+    for candidate in (c for c in found if c.state == "complete"):
         choice = judged.choice(candidate.base_dtype, dict(candidate.layers))
         assert candidate.bytes == int(judged.problem.total_bytes(candidate.base_dtype, choice))
         assert candidate.ms == pytest.approx(judged.ms(candidate.base_dtype, choice))
@@ -219,3 +222,51 @@ def test_the_best_found_is_at_least_as_good_as_any_starting_map(strategy: str, t
     feasible = [c.saving for c in found if c.feasible]
     assert max(feasible) >= max(c.saving for c in found if c.feasible and c.origin == "enqueued")
     assert os.path.getsize(tmp_path / "journal") > 0
+
+
+def test_a_cold_search_begins_with_nothing_and_finds_something(strategy: str, tmp_path: Path) -> None:
+    judged = judge()
+    study = open_study(tmp_path / "journal", judged.problem, strategy, 0)
+    found, _ = run_search(judged.problem, judged, study, trials=12, starts=())
+    assert maps(found) == judged.asked and judged.asked
+    assert all(c.origin == "proposed" for c in found)
+
+
+def test_a_warm_search_of_who_does_not_know_the_profile_begins_with_its_front(strategy: str) -> None:
+    problem = synthetic.make(6)
+    plain, warm = starting_maps(problem), warm_starts(problem, strategy)
+    assert warm[: len(plain)] == plain
+    assert (len(warm) > len(plain)) == (not STRATEGIES[strategy].guided)
+    assert len({(base, choice) for _, base, choice in warm}) == len(warm)
+
+
+def test_a_map_that_cannot_beat_the_best_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    judged = judge(8)
+    found, _ = search(judged, tmp_path / "journal", "random", trials=20)
+    skipped = [c for c in found if c.state == "skipped"]
+    assert skipped and all("the best so far saves" in c.reason and not c.feasible for c in skipped)
+    assert len(judged.asked) == len(found) - len(skipped) <= 20
+    assert not {(c.base_dtype, tuple(c.layers.items())) for c in skipped} & set(judged.asked)
+
+
+def test_who_tries_everything_finds_the_best_and_says_when_it_is_too_much(tmp_path: Path) -> None:
+    judged = judge(3)
+    found, reason = search(judged, tmp_path / "journal", "exhaustive", trials=10**6)
+    assert reason == "no map that was not tried promises more"
+    assert max(c.saving for c in found if c.feasible) == pytest.approx(judged.best(), rel=1e-3)
+    with pytest.raises(UsageError, match="surrogate"):
+        check_size("exhaustive", ("float32",), [("float", "a", "b", "c")] * 40)
+    check_size("surrogate", ("float32",), [("float", "a", "b", "c")] * 400)
+    check_size("exhaustive", ("float32",), [("float", "a", "b", "c")] * 6)
+
+
+def test_greedy_goes_one_layer_at_a_time(tmp_path: Path) -> None:
+    judged = judge(5)
+    study = open_study(tmp_path / "journal", judged.problem, "greedy", 0)
+    found, _ = run_search(judged.problem, judged, study, trials=40, starts=())
+    before: set[str] = set()
+    for candidate in found:
+        now = {name for name, scheme in candidate.layers.items() if scheme != candidate.base_dtype}
+        assert len(now - before) <= 1
+        before = now if candidate.feasible else before
+    assert max(c.saving for c in found if c.feasible) > 0.9 * judged.best()
