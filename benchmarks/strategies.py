@@ -15,7 +15,7 @@ racing   Items read with racing / without, and stops that the whole split contra
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autoquant import artifacts
+from autoquant.certify.judge import paired_drop
 from autoquant.evaluation import evaluate_split
 from autoquant.models.layers import get_module, set_module, share
 from autoquant.pipeline import price_stage, problem_of, profile_stage
@@ -37,7 +38,6 @@ from autoquant.price import measure_price
 from autoquant.profile import measure_profile
 from autoquant.profile.fisher import divergence
 from autoquant.search import STRATEGIES, Outcome, Problem, make_problem, open_study, run_search, warm_starts
-from autoquant.search.problem import Choice
 from autoquant.search.race import decide_asymptotic, decide_mean, looks
 from autoquant.session import Progress, Session
 from autoquant.settings import Settings
@@ -261,16 +261,10 @@ def lookup_search(
 ) -> list[float]:
     """The best saving within the allowance after each evaluation."""
 
-    def choice_of(layers: Mapping[str, str]) -> Choice:
-        return tuple(
-            options.index("float" if (scheme := layers[group.layers[0].name]) == "float32" else scheme)
-            for group, options in zip(problem.groups, problem.options, strict=True)
-        )
-
     curve: list[float] = []
 
     def evaluate(base: str, layers: dict[str, str]) -> Outcome:
-        choice = choice_of(layers)
+        choice = problem.choice_of(base, layers)
         nats, ms = float(found[choice]), problem.total_ms(base, choice)
         within = problem.saving(ms, problem.total_bytes(base, choice)) if nats <= limit else 0.0
         curve.append(max(within, curve[-1] if curve else 0.0))
@@ -278,7 +272,7 @@ def lookup_search(
 
     def measure(base: str, layers: dict[str, str]) -> tuple[float, int]:
         curve.append(curve[-1])  # an exact one-layer divergence is an evaluation, too
-        return float(found[choice_of(layers)]), 1
+        return float(found[problem.choice_of(base, layers)]), 1
 
     with tempfile.TemporaryDirectory() as scratch:
         study = open_study(Path(scratch) / "journal", problem, name, seed)
@@ -327,13 +321,8 @@ class Outcomes:
         """What a search is told of a map, and the items that it reads for it."""
         values, nats = self.of(base, layers)
         answer = raced(self.task, self.session.budget, self.base.values, values, self.order, race)
-        choice = tuple(
-            options.index(found) if (found := layers[group.layers[0].name]) in options else 0
-            for group, options in zip(self.problem.groups, self.problem.options, strict=True)
-        )
-        return Outcome(
-            answer.drop, answer.error, answer.margin, nats, self.problem.total_ms(base, choice), answer.items
-        )
+        ms = self.problem.total_ms(base, self.problem.choice_of(base, layers))
+        return Outcome(answer.drop, answer.error, answer.margin, nats, ms, answer.items)
 
 
 @dataclass(frozen=True)
@@ -351,7 +340,7 @@ def raced(task: Any, budget: Any, before: np.ndarray, after: np.ndarray, order: 
     sign = 1 if task.higher_is_better else -1
     for n in ends:
         seen = order[:n]
-        drop = _drop(task, budget, before, after, seen)
+        drop = paired_drop(task, "search", before, after, budget, seen)
         error = partial_error(task, before, after, budget, seen)
         margin = expected_margin(drop, error, n, task.items("certification"), budget)
         if n == total:
@@ -363,12 +352,6 @@ def raced(task: Any, budget: Any, before: np.ndarray, after: np.ndarray, order: 
         if found is not None:
             break
     return Answer(drop, error, margin, n)
-
-
-def _drop(task: Any, budget: Any, before: np.ndarray, after: np.ndarray, index: np.ndarray) -> float:
-    from autoquant.certify.judge import paired_drop
-
-    return paired_drop(task, "search", before, after, budget, index)
 
 
 def speed_session(name: str, args: Any) -> tuple[Session, Problem]:
@@ -420,7 +403,7 @@ def _speed_curve(
 
     def evaluate(base: str, layers: dict[str, str]) -> Outcome:
         told, whole = outcomes.evaluate(base, layers), outcomes.evaluate(base, layers, race=False)
-        size = sum_bytes(problem, base, layers)
+        size = problem.total_bytes(base, problem.choice_of(base, layers))
         spent, best = curve[-1] if curve else (0.0, 0.0)
         saved = problem.saving(told.ms, size) if whole.margin <= 0 else 0.0
         curve.append((spent + told.items / items, max(best, saved)))
@@ -437,14 +420,6 @@ def _speed_curve(
         starts = () if cold else warm_starts(problem, strategy)
         run_search(problem, evaluate, study, trials=args.trials, starts=starts, measure=measure)
     return curve
-
-
-def sum_bytes(problem: Problem, base: str, layers: Mapping[str, str]) -> float:
-    choice = tuple(
-        options.index(found) if (found := layers[group.layers[0].name]) in options else 0
-        for group, options in zip(problem.groups, problem.options, strict=True)
-    )
-    return problem.total_bytes(base, choice)
 
 
 # racing ----------------------------------------------------------------------------------------------------------------
@@ -477,11 +452,14 @@ def _races(values: np.ndarray, items: int, budget: float, args: Any) -> dict[str
     certification = max(values.shape[1] - total, total)
     z = stats.norm.ppf(0.95)
     read: dict[bool, list[int]] = {True: [], False: []}
+
+    def slack(drops: np.ndarray) -> float:
+        return z * float(drops.std()) / np.sqrt(certification)
+
     wrong = 0
     for _ in range(args.orders):
         split = rng.permutation(values.shape[1])[:total]
         for drops in (values[0] - values[1:])[:, split]:
-            slack: Callable[[np.ndarray], float] = lambda d: z * float(d.std()) / np.sqrt(certification)
             within = bool(drops.mean() + slack(drops) <= budget)
             for n in looks(total):
                 found = within if n == total else decide_mean(drops[:n], total, 1.0, budget - slack(drops[:n]))

@@ -59,6 +59,8 @@ def test_a_model_that_is_nowhere(capsys, tmp_path, pairs):
         (["--task", "classification", "--space", "int8_fp61"], "int8_fp16"),
         (["--task", "classification", "--objective", "speed"], "latency"),
         (["--task", "classification", "--strategy", "surogate"], "surrogate"),
+        (["--task", "classification", "--strategy", "exhaustive"], "surrogate"),
+        (["--task", "classification", "--max-mb", "-1"], "positive"),
         (["--task", "classification", "--columns", "text=sentence"], "label"),
         (["--task", "classification", "--columns", "text"], "ROLE=NAME"),
         (["--task", "classification", "--sizes", "search=many"], "whole number"),
@@ -81,6 +83,17 @@ def test_a_folder_that_is_not_empty_is_left_alone(capsys, classifier, pairs, tmp
     assert code == 2
     assert "--resume" in error
     assert os.listdir(tmp_path) == ["precious.txt"]
+
+
+def test_a_folder_without_a_finished_search_has_no_front_to_pick_from(capsys, tmp_path):
+    code, error = run(capsys, "pick", tmp_path, "--budget", "0.01")
+    assert code == 2 and "no run folder" in error
+    (tmp_path / "settings.yaml").write_text("schema_version: 1\nmodel: default\n")
+    code, error = run(capsys, "pick", tmp_path, "--budget", "0.01")
+    assert code == 2 and "--resume" in error
+    code, error = run(capsys, "pick", tmp_path, "--budget", "7")
+    assert code == 2 and "between 0 and 1" in error
+    assert not (tmp_path / "picks").exists()
 
 
 def test_empty_data_and_too_little_data(capsys, classifier, tmp_path):
@@ -171,7 +184,7 @@ def test_list_of_something_else(capsys):
     assert "schemes" in error
 
 
-@pytest.mark.parametrize("command", ["search", "profile", "apply", "evaluate", "bench", "report", "list"])
+@pytest.mark.parametrize("command", ["search", "profile", "apply", "evaluate", "bench", "report", "pick", "list"])
 def test_every_command_has_help_with_an_example(capsys, command):
     assert main([command, "--help"]) == 0
     assert f"autoquant {command}" in capsys.readouterr().out

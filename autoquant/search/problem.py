@@ -83,12 +83,25 @@ class Problem:
 
     def layers(self, base: str, choice: Choice) -> dict[str, str]:
         """Layer → scheme name under this choice."""
-        found = {}
-        for group, options, index in zip(self.groups, self.options, choice, strict=True):
-            scheme = SCHEMES[base if options[index] == FLOAT else options[index]]
-            for layer in group.layers:
-                found[layer.name] = project(scheme, layer.kind).name
-        return found
+        return {
+            name: scheme
+            for place, index in enumerate(choice)
+            for name, scheme in self._member(base, place, index).items()
+        }
+
+    def choice_of(self, base: str, layers: Mapping[str, str]) -> Choice:
+        """The choice under which the layers run these schemes: what `layers` was made from, or an equal one."""
+        own = [{layer.name: layers[layer.name] for layer in group.layers} for group in self.groups]
+        return tuple(
+            next(i for i in range(len(options)) if self._member(base, place, i) == own[place])
+            for place, options in enumerate(self.options)
+        )
+
+    def _member(self, base: str, place: int, index: int) -> dict[str, str]:
+        """Layer → scheme of one group under one of its options."""
+        name = self.options[place][index]
+        scheme = SCHEMES[base if name == FLOAT else name]
+        return {layer.name: project(scheme, layer.kind).name for layer in self.groups[place].layers}
 
     def uniform(self, scheme: str) -> Choice:
         """Every group that can runs `scheme`; an embedding runs its weight part; the others stay float."""
