@@ -47,6 +47,8 @@ def decide_mean(drops: np.ndarray, total: int, width: float, limit: float) -> bo
         drops: (n,) of the items read so far, in the shared random order, within ±width.
         limit: the largest mean drop that is within the budget.
     """
+    if len(drops) == total:
+        return bool(np.mean(drops) <= limit)
     unit = (1 - np.clip(np.asarray(drops, float) / width, -1, 1)) / 2
     least = (1 - limit / width) / 2  # the drop is within the limit where the mean of `unit` is at least this
     if _exceeds(unit, total, least):
@@ -57,15 +59,13 @@ def decide_mean(drops: np.ndarray, total: int, width: float, limit: float) -> bo
 
 
 def _exceeds(unit: np.ndarray, total: int, mean: float) -> bool:
-    """Whether betting has shown that all items' mean is above `mean`: the capital has reached 1/`ERROR`."""
+    """Whether betting has shown, before the end, that all items' mean is above `mean`: the capital has reached 1/`ERROR`."""
     n = len(unit)
     before = np.concatenate([[0.0], np.cumsum(unit)[:-1]])
     read = np.arange(n)
     expected = (total * mean - before) / (total - read)  # of the next item, if `mean` is that of all
     if (total * mean - unit.sum()) < 0:
         return True  # more than that is already in
-    if total == n:
-        return bool(unit.mean() > mean)
     safe = np.clip(expected, 1e-9, 1)
     average = (0.5 + before) / (read + 1)
     squares = np.concatenate([[0.0], np.cumsum((unit - (0.5 + np.cumsum(unit)) / (read + 2)) ** 2)[:-1]])

@@ -36,8 +36,8 @@ def test_a_map_that_changes_nothing_is_known_before_the_end() -> None:
 
 def test_the_last_item_settles_it() -> None:
     drops = np.array([0.0, 1.0, 0.0, 0.0])
-    assert decide_mean(drops, 4, 1.0, 0.25) is not None
-    assert not decide_mean(drops, 4, 1.0, 0.24)
+    assert decide_mean(drops, 4, 1.0, 0.25) is True
+    assert decide_mean(drops, 4, 1.0, 0.24) is False
 
 
 @pytest.mark.parametrize(("loss", "gain"), [(0.03, 0.02), (0.05, 0.038), (0.012, 0.004)])
