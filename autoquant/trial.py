@@ -20,7 +20,7 @@ from autoquant.certify.judge import drop_error, excess, paired_drop
 from autoquant.evaluation import Evaluation, evaluate_further, evaluate_split, forward_call, time_models
 from autoquant.profile.fisher import divergence
 from autoquant.search import Outcome
-from autoquant.search.race import chunks, decide_asymptotic, decide_mean
+from autoquant.search.race import chunks, decide
 from autoquant.session import Session
 from autoquant.tasks.base import Task, batches
 from autoquant.values import Budget, Price
@@ -38,9 +38,14 @@ def expected_margin(drop: float, error: float, items: int, certification: int, b
 
 
 def partial_error(task: Task, before: np.ndarray, after: np.ndarray, budget: Budget, index: np.ndarray) -> float:
-    """Standard error of the paired drop on some items of the search split (see `drop_error`, which takes all)."""
+    """Standard error of the paired drop on some items of the search split (see `drop_error`, which takes all).
+
+    One more item, changed as much as an item can be, is counted in: few items without any change prove little.
+    """
     if task.mean_of_items and not (budget.relative or task.relative):
-        return float(np.std((before - after)[index])) / math.sqrt(len(index))
+        n, found = len(index), (before - after)[index]
+        most = (task.bounds[1] - task.bounds[0]) ** 2 if task.bounds is not None else 0.0
+        return math.sqrt((float(np.var(found)) * n + most) / (n + 1) / n)
     folds = np.array_split(np.arange(len(index)), min(len(index), 50))  # the order is a random one
     drops = [paired_drop(task, "search", before, after, budget, np.delete(index, fold)) for fold in folds]
     return float(np.std(drops)) * math.sqrt(len(folds) - 1)
@@ -152,7 +157,8 @@ class Judge:
                 notify=self.notify,
             )  # fmt: skip
             figures = self._figures(values, seen)
-            if self._decided(values, seen, *figures) is not None:
+            _, error, margin = figures
+            if decide(margin, error, len(seen), self.task.items("search")) is not None:
                 break
         return *figures, len(seen)
 
@@ -165,18 +171,6 @@ class Judge:
         else:
             error = partial_error(task, self.base.values, values, self.budget, index)
         return drop, error, expected_margin(drop, error, len(seen), task.items("certification"), self.budget)
-
-    def _decided(
-        self, values: np.ndarray, seen: Sequence[int], drop: float, error: float, margin: float
-    ) -> bool | None:
-        task, total = self.task, self.task.items("search")
-        if len(seen) == total:
-            return margin <= 0
-        if task.mean_of_items and task.bounds is not None and not (self.budget.relative or task.relative):
-            sign = 1 if task.higher_is_better else -1
-            drops = sign * (self.base.values - values)[np.asarray(seen)]
-            return decide_mean(drops, total, task.bounds[1] - task.bounds[0], drop - margin)
-        return decide_asymptotic(margin, error, len(seen), total, len(self.track.items) - 1)
 
 
 def make_judge(session: Session, price: Price, update: Callable[[int, int], None]) -> Judge:

@@ -38,11 +38,11 @@ from autoquant.price import measure_price
 from autoquant.profile import measure_profile
 from autoquant.profile.fisher import divergence
 from autoquant.search import STRATEGIES, Outcome, Problem, make_problem, open_study, run_search, warm_starts
-from autoquant.search.race import decide_asymptotic, decide_mean, looks
+from autoquant.search.race import decide, looks
 from autoquant.session import Progress, Session
 from autoquant.settings import Settings
 from autoquant.trial import Divergence, expected_margin, partial_error
-from autoquant.values import Group, Layer, Price
+from autoquant.values import Budget, Group, Layer, Price
 
 SCHEMES = ("int8-channel-sym", "int8-channel-sym/a8-token", "int8-tensor-sym/a8-static")
 """Beside float32. None has a scale that depends on other rows of a batch, so maps can be computed side by side."""
@@ -336,20 +336,12 @@ class Answer:
 def raced(task: Any, budget: Any, before: np.ndarray, after: np.ndarray, order: np.ndarray, race: bool) -> Answer:
     """The race of `autoquant.trial.Judge`, on values that are known already."""
     total, ends = len(order), looks(len(order)) if race else [len(order)]
-    bounded = task.mean_of_items and task.bounds is not None and not (budget.relative or task.relative)
-    sign = 1 if task.higher_is_better else -1
     for n in ends:
         seen = order[:n]
         drop = paired_drop(task, "search", before, after, budget, seen)
         error = partial_error(task, before, after, budget, seen)
         margin = expected_margin(drop, error, n, task.items("certification"), budget)
-        if n == total:
-            break
-        if bounded:
-            found = decide_mean(sign * (before - after)[seen], total, task.bounds[1] - task.bounds[0], drop - margin)
-        else:
-            found = decide_asymptotic(margin, error, n, total, len(ends) - 1)
-        if found is not None:
+        if decide(margin, error, n, total) is not None:
             break
     return Answer(drop, error, margin, n)
 
@@ -447,25 +439,23 @@ def racing(args: Any) -> dict[str, Any]:
 
 
 def _races(values: np.ndarray, items: int, budget: float, args: Any) -> dict[str, Any]:
-    """Every map raced in each of `--orders` random orders of a random search split."""
+    """Every map raced in `--orders` random splits and orders; items whose value is a mean's, from 0 to 1."""
     rng, total = np.random.default_rng(args.seed), min(items, values.shape[1])
     certification = max(values.shape[1] - total, total)
-    z = stats.norm.ppf(0.95)
+    allowed, z = Budget(budget), stats.norm.ppf(0.95)
     read: dict[bool, list[int]] = {True: [], False: []}
-
-    def slack(drops: np.ndarray) -> float:
-        return z * float(drops.std()) / np.sqrt(certification)
-
     wrong = 0
     for _ in range(args.orders):
         split = rng.permutation(values.shape[1])[:total]
         for drops in (values[0] - values[1:])[:, split]:
-            within = bool(drops.mean() + slack(drops) <= budget)
+            within = drops.mean() + z * drops.std() / np.sqrt(certification) <= allowed.drop
             for n in looks(total):
-                found = within if n == total else decide_mean(drops[:n], total, 1.0, budget - slack(drops[:n]))
+                error = np.sqrt((np.var(drops[:n]) * n + (n < total)) / (n + (n < total)) / n)
+                margin = expected_margin(float(drops[:n].mean()), error, n, certification, allowed)
+                found = decide(margin, error, n, total)
                 if found is not None:
                     break
-            read[within].append(n)
+            read[bool(within)].append(n)
             wrong += found != within
     count = sum(map(len, read.values()))
     return {
