@@ -37,6 +37,9 @@ RANGE = 1.5
 DECADES = 4
 """Of divergence below the worst map's that the allowance covers."""
 STARTUP = 3
+"""Random settings before the process is fitted."""
+MORE = 4.0
+"""Times the allowance, where nothing untried is under it."""
 
 
 class GPSampler(MapSampler):
@@ -104,7 +107,10 @@ def encode(problem: Problem, base: str, choice: Choice) -> dict[str, Any]:
 def decode(
     problem: Problem, knobs: Mapping[str, Any], tried: Mapping[str, list[Choice]], slow: float = 1.0
 ) -> tuple[str, Choice] | None:
-    """The best untried map under a setting's allowance and weights; None if there is none."""
+    """The best untried map under a setting's allowance and weights; None if its base dtype has none left.
+
+    Where all maps under the allowance have been tried, more is allowed.
+    """
     base, last = knobs[BASE], max(len(problem.groups) - 1, 1)
     scores = []
     for place, (group, options, s) in enumerate(zip(problem.groups, problem.options, problem.scores, strict=True)):
@@ -113,10 +119,14 @@ def decode(
         heavier = np.array([knobs[ACTIVATIONS] if "/" in name else 0.0 for name in options])
         scores.append(s * np.exp(weight + heavier))
     weighted = replace(problem, scores=tuple(scores))
+    choice: Choice | None = None
     if problem.capped:
         choice = solve_capped(weighted, base, slow=slow, tried=tried[base])
     else:
-        choice = solve(weighted, base, math.exp(knobs[ALLOWANCE]), tried=tried[base])
+        allowance, most = math.exp(knobs[ALLOWANCE]), MORE * _worst(weighted)
+        while choice is None and allowance < most:
+            choice = solve(weighted, base, allowance, tried=tried[base])
+            allowance *= MORE
     return None if choice is None else (base, choice)
 
 
