@@ -76,11 +76,13 @@ class Divergence:
         self.total += found.sum().item()
         self.count += found.numel()
 
-    def mean(self) -> float:
-        """Of all that was compared since the last call."""
-        found = self.total / max(1, self.count)
+    def forget(self) -> None:
+        """What was compared, of a map that failed half way, too."""
         self.total, self.count = 0.0, 0
-        return found
+
+    def mean(self) -> float:
+        """Of all that was compared since `forget`."""
+        return self.total / max(1, self.count)
 
 
 @dataclass
@@ -124,6 +126,7 @@ class Judge:
     def __call__(self, base_dtype: str, layers: dict[str, str]) -> Outcome:
         """The outcome of a map."""
         model = self.assemble(layers, base_dtype)
+        self.against.forget()
         drop, error, margin, items = self._race(model)
         return Outcome(
             drop=drop,
@@ -137,6 +140,7 @@ class Judge:
     def measure(self, base_dtype: str, layers: dict[str, str]) -> tuple[float, int]:
         """(divergence of a map on the first chunk, items read)."""
         model = self.assemble(layers, base_dtype)
+        self.against.forget()
         kept: list[torch.Tensor | None] = list(self.base.reduced)
         evaluate_further(
             model, self.task, "search", self.track.plans[0], kept, reference=self.base.reduced,
@@ -150,12 +154,11 @@ class Judge:
         seen: list[int] = []
         for part, plan in zip(self.track.items, self.track.plans, strict=True):
             seen += part
-            if not plan:
-                continue  # its rows came with an earlier chunk
-            values = evaluate_further(
-                model, self.task, "search", plan, kept, reference=self.base.reduced, observe=self.against.compare,
-                notify=self.notify,
-            )  # fmt: skip
+            if plan:  # otherwise its rows came with an earlier chunk
+                values = evaluate_further(
+                    model, self.task, "search", plan, kept, reference=self.base.reduced,
+                    observe=self.against.compare, notify=self.notify,
+                )  # fmt: skip
             figures = self._figures(values, seen)
             _, error, margin = figures
             if decide(margin, error, len(seen), self.task.items("search")) is not None:

@@ -308,6 +308,7 @@ class Outcomes:
         path = self.folder / f"{artifacts.fingerprint([base, dict(layers)])}.npz"
         if not path.is_file():
             model = self.session.assembler.assemble(layers, base)
+            self.against.forget()
             found = evaluate_split(
                 model, self.task, "search", batch_size=self.base.batch_size, reference=self.base.reduced,
                 observe=self.against.compare,
