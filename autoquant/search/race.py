@@ -9,7 +9,7 @@ of the answers is wrong (maps at the very budget are wrong more often, all other
 which is not, has the last word.
 
 A confidence sequence by betting without replacement holds for each single map, whatever its margin, and was tried first. It
-read 92% of the items where this reads 73% (see benchmarks): answers that are right for the worst map cost all of them.
+read 90% of the items where this reads 74% (see benchmarks): answers that are right for the worst map cost all of them.
 """
 
 from __future__ import annotations
