@@ -232,7 +232,7 @@ def regret(args: Any) -> dict[str, Any]:
         f"observed / predicted: {np.percentile(ratio, 10):.2f} – {np.median(ratio):.2f} – {np.percentile(ratio, 90):.2f}"
     )
     rows = []
-    for share_, (name, cold), seed in product(SHARES, runs(), range(args.seeds)):
+    for share_, (name, cold), seed in product(SHARES, runs(args.strategies), range(args.seeds)):
         limit = share_ * exact.max()
         best = saved[exact <= limit].max()
         path = folder / f"{name}-{'cold' if cold else 'warm'}-{share_}-{seed}.json"
@@ -281,8 +281,9 @@ def lookup_search(
     return curve
 
 
-def runs() -> list[tuple[str, bool]]:
-    return [(name, cold) for name in STRATEGIES if name != "exhaustive" for cold in (False, True)]
+def runs(wanted: Sequence[str] | None) -> list[tuple[str, bool]]:
+    names = [name for name in STRATEGIES if name != "exhaustive" and (not wanted or name in wanted)]
+    return [(name, cold) for name in names for cold in (False, True)]
 
 
 # speed -----------------------------------------------------------------------------------------------------------------
@@ -368,9 +369,7 @@ def speed(args: Any) -> dict[str, Any]:
         session, problem = speed_session(name, args)
         outcomes, items = Outcomes(session, session.folder, problem), session.task.items("search")
         curves: dict[str, list[tuple[float, float]]] = {}
-        for strategy, cold in runs():
-            if args.strategies and strategy not in args.strategies:
-                continue
+        for strategy, cold in runs(args.strategies):
             path = session.folder / f"{strategy}-{'cold' if cold else 'warm'}.json"
             if not path.is_file():
                 artifacts.write_json(path, {"curve": _speed_curve(problem, outcomes, strategy, cold, args, items)})
@@ -479,7 +478,7 @@ def main() -> None:
     arguments.add_argument("reading", nargs="+", choices=list(READINGS))
     arguments.add_argument("--work", type=Path, default=Path("strategies-work"), metavar="FOLDER", help="what is kept")
     arguments.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES), help="cases of `speed`")
-    arguments.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), help="of `speed`; default: all")
+    arguments.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), help="to compare; default: all but exhaustive")
     arguments.add_argument("--space", default="int8_fp16", help="search space of `speed`")
     arguments.add_argument("--trials", type=int, default=40, help="maps that a strategy of `speed` may evaluate")
     arguments.add_argument("--sentences", type=int, default=16, help="of `regret`")
