@@ -478,7 +478,9 @@ def main() -> None:
     arguments.add_argument("reading", nargs="+", choices=list(READINGS))
     arguments.add_argument("--work", type=Path, default=Path("strategies-work"), metavar="FOLDER", help="what is kept")
     arguments.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES), help="cases of `speed`")
-    arguments.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), help="to compare; default: all but exhaustive")
+    arguments.add_argument(
+        "--strategies", nargs="+", choices=list(STRATEGIES), help="to compare; default: all but exhaustive"
+    )
     arguments.add_argument("--space", default="int8_fp16", help="search space of `speed`")
     arguments.add_argument("--trials", type=int, default=40, help="maps that a strategy of `speed` may evaluate")
     arguments.add_argument("--sentences", type=int, default=16, help="of `regret`")

@@ -220,7 +220,8 @@ def test_what_is_typed_reaches_the_search(called):
     typed = [
         "search", "m", "--task", "sts", "--data", "d.csv", "--budget", "0.02", "--relative", "--confidence", "none",
         "--objective", "memory", "--space", "s", "--strategy", "tpe", "--runtime", "r", "--device", "cuda", "--trials", "3",
-        "--max-mb", "9.5", "--max-ms", "8", "--cold", "--no-race", "--max-minutes", "1.5", "--rungs", "1", "--test-data", "t.csv", "--columns", "text=1", "--columns", "label=y",
+        "--max-mb", "9.5", "--max-ms", "8", "--cold", "--no-race",
+        "--max-minutes", "1.5", "--rungs", "1", "--test-data", "t.csv", "--columns", "text=1", "--columns", "label=y",
         "--sizes", "search=5", "--metric", "spearman", "--max-length", "64", "--batch-size", "2", "--seq-len", "9",
         "--eval-batch-size", "4", "--threads", "1", "--fuse", "--no-grad", "--seed", "7", "--out", "o", "--revision", "main",
         "--trust-remote-code", "-q", "--json",
@@ -228,7 +229,8 @@ def test_what_is_typed_reaches_the_search(called):
     assert main(typed) == 0
     expected = {
         "task": "sts", "data": "d.csv", "budget": 0.02, "relative": True, "confidence": None, "objective": "memory",
-        "space": "s", "max_mb": 9.5, "max_ms": 8.0, "cold": True, "race": False, "strategy": "tpe", "runtime": "r", "device": "cuda", "trials": 3, "max_minutes": 1.5, "rungs": 1,
+        "max_mb": 9.5, "max_ms": 8.0, "cold": True, "race": False,
+        "space": "s", "strategy": "tpe", "runtime": "r", "device": "cuda", "trials": 3, "max_minutes": 1.5, "rungs": 1,
         "test_data": "t.csv", "columns": {"text": 1, "label": "y"}, "sizes": {"search": 5}, "metric": "spearman",
         "max_length": 64, "batch_size": 2, "seq_len": 9, "eval_batch_size": 4, "threads": 1, "fuse": True,
         "gradient": False, "seed": 7, "out": Path("o"), "revision": "main", "trust_remote_code": True, "quiet": True,
