@@ -16,7 +16,9 @@ from autoquant.lazy import MODELS, after_import, serve
 __version__ = "0.1.0"
 
 _NAMES = {
-    **dict.fromkeys(("Result", "apply", "bench", "evaluate", "profile", "report", "resume", "search"), "autoquant.api"),
+    **dict.fromkeys(
+        ("Result", "apply", "bench", "evaluate", "pick", "profile", "report", "resume", "search"), "autoquant.api"
+    ),
     "certify": "autoquant.comparison",
     "watch": "autoquant.watching",
     **dict.fromkeys(("export", "load"), "autoquant.exports"),
@@ -42,6 +44,7 @@ __all__ = [
     "evaluate",
     "export",
     "load",
+    "pick",
     "profile",
     "read_layer_map",
     "register",

@@ -108,15 +108,43 @@ def resume(
         StaleError: the model or the data changed since.
     """
     folder = Path(folder)
+    settings = replace(_settings_of(folder), **changes)
+    if changes:
+        artifacts.write_yaml(
+            folder / pipeline.SETTINGS, settings.to_dict(), "What this run was asked to do; read by --resume."
+        )
+    return Result(folder, pipeline.run(_session(settings, folder, quiet, model or settings.model, task)))
+
+
+def pick(
+    run: str | Path, budget: float, *, confidence: float | None = 0.95, quiet: bool = False,
+    model: nn.Module | None = None, task: Task | None = None,
+) -> Result:  # fmt: skip
+    """Certify another point of a finished search's front, without searching again.
+
+    Returns:
+        the result, in the folder `picks/BUDGET` of the run.
+
+    Raises:
+        FolderError: `run` holds no finished search.
+        StaleError: the model or the data changed since.
+    """
+    run = Path(run)
+    settings = replace(_settings_of(run), budget=budget, confidence=confidence)
+    if not (run / pipeline.FRONT).is_file():
+        raise FolderError(f"{run} has no {pipeline.FRONT}: finish the search first: autoquant search --resume {run}")
+    folder = run / pipeline.PICKS / f"{budget:g}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Result(folder, pipeline.pick(_session(settings, folder, quiet, model or settings.model, task), run))
+
+
+def _settings_of(folder: Path) -> Settings:
     path = folder / pipeline.SETTINGS
     if not path.is_file():
         raise FolderError(
             f"{folder} is no run folder: it has no {pipeline.SETTINGS}. Start one: autoquant search --out {folder}"
         )
-    settings = replace(Settings.from_dict(artifacts.read_yaml(path), str(path)), **changes)
-    if changes:
-        artifacts.write_yaml(path, settings.to_dict(), "What this run was asked to do; read by --resume.")
-    return Result(folder, pipeline.run(_session(settings, folder, quiet, model or settings.model, task)))
+    return Settings.from_dict(artifacts.read_yaml(path), str(path))
 
 
 def profile(

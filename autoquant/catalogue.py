@@ -33,7 +33,7 @@ CATALOGUES: dict[str, Callable[[], dict[str, str]]] = {
     "tasks": lambda: {name: f"{', '.join(task.metrics)}: {_first_line(task)}" for name, task in TASKS.items()},
     "spaces": lambda: {name: load_space(name).description for name in names()},
     "runtimes": lambda: {name: found.missing() or found().description() for name, found in RUNTIMES.items()},
-    "strategies": lambda: {name: "" for name in STRATEGIES},
+    "strategies": lambda: {name: strategy.about for name, strategy in STRATEGIES.items()},
     "exports": lambda: {name: found.missing() or _first_line(found) for name, found in EXPORTS.items()},
 }
 

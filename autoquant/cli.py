@@ -41,7 +41,11 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "confidence": (str, "0.95", "Of the bound that must stay within the budget; 'none' judges the point estimate."),
     "objective": (str, "balanced", "balanced (geometric mean of speed-up and size ratio), latency or memory."),
     "space": (str, "int8_fp16", "Search space: a name ('autoquant list spaces') or a YAML file."),
-    "strategy": (str, "surrogate", "surrogate, tpe or random."),
+    "max_mb": (float | None, None, "Hard cap on the checkpoint's MB: the smallest drop under it, instead of the largest saving."),
+    "max_ms": (float | None, None, "Hard cap on the latency in ms, likewise."),
+    "strategy": (str, "surrogate", "How maps are proposed: see 'autoquant list strategies'."),
+    "cold": (bool, False, "Begin without the float and uniform maps that every search tries first."),
+    "no_race": (bool, False, "Judge every map on the whole search split, also where the answer is known before."),
     "runtime": (str, "torch", "Kernels to measure and serve with: torch, openvino, or auto, which times both."),
     "device": (str, "cpu", "cpu or cuda."),
     "trials": (int, 16, "Maps to evaluate at most."),
@@ -98,6 +102,7 @@ def takes(*names: str) -> Callable[[Command], Command]:
     "autoquant search --budget 0.01\n\n"
     "autoquant search ./my-reranker --task classification --data pairs.csv --budget 0.005\n\n"
     "autoquant search ./llm --task causal-lm --data text.txt --objective memory --max-minutes 30\n\n"
+    "autoquant search ./my-model --data pairs.csv --max-mb 25\n\n"
     "autoquant search --resume runs/default-1"
 )
 @takes(*OPTIONS)
@@ -227,6 +232,23 @@ def bench(
     return api.EXIT_CODES["INCONCLUSIVE"] if found["noisy"] else 0
 
 
+@app.command(epilog="[b]Example[/b]\n\nautoquant pick runs/default-1 --budget 0.005")
+@takes("confidence", "quiet", "as_json")
+def pick(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished search.")],
+    budget: Annotated[float, typer.Option(help="Allowed drop, in the unit of the search's own budget.")],
+    **given: Any,
+) -> int:
+    """Certify another point of a search's front, for another budget, without searching again."""
+    confidence = _confidence(given["confidence"])
+    Budget(budget, confidence=confidence)
+    from autoquant import api
+
+    result = api.pick(run, budget, confidence=confidence, quiet=given["quiet"])
+    _show(result, given["as_json"])
+    return result.exit_code
+
+
 @app.command(epilog="[b]Example[/b]\n\nautoquant report runs/default-1")
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> int:
     """Render the report of a run again."""
@@ -337,6 +359,8 @@ def _read(given: dict[str, Any]) -> dict[str, Any]:
     del found["as_json"]
     if "no_grad" in found:
         found["gradient"] = not found.pop("no_grad")
+    if "no_race" in found:
+        found["race"] = not found.pop("no_race")
     if "confidence" in found:
         found["confidence"] = _confidence(found["confidence"])
     found["columns"] = _pairs(found["columns"], "--columns")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from autoquant.errors import NumericsError
 from autoquant.tasks.base import Batch, Task, batches, to_device
 
 Notify = Callable[[str], None]
+Observe = Callable[[list[int], Tensor, Batch], None]
 
 LEAST_ROUNDS = 3
 """Rounds of a timing at least: the fewest with a median that one disturbed call does not move."""
@@ -43,30 +44,79 @@ def evaluate_split(
     split: str,
     *,
     batch_size: int = 32,
+    plan: Sequence[Sequence[int]] | None = None,
     reference: Tensor | None = None,
     is_reference: bool = False,
-    observe: Callable[[int, Tensor, Batch], None] | None = None,
+    observe: Observe | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     notify: Notify = lambda message: None,
 ) -> Evaluation:
     """All rows of a split, without gradients. Out of memory halves the batch and says so through `notify`.
 
     Args:
+        plan: rows of each batch, together all of the split; None for batches of like lengths.
         reference: `reduced` of the float32 model.
         is_reference: `model` is that float32 model itself.
-        observe: is called with (batch number, output, batch).
+        observe: is called with (rows, output, batch).
 
     Raises:
         NumericsError: the model gives NaN or infinity.
     """
     start = time.perf_counter()
-    device = _device(model)
-    total = task.rows(split)
-    kept: list[Tensor | None] = [None] * total
+    kept: list[Tensor | None] = [None] * task.rows(split)
+    plan = batches(task, split, batch_size) if plan is None else plan
+    size = run_rows(model, task, split, plan, kept, observe=observe, progress=progress, notify=notify)
+    stacked = _stack(kept)
+    values = task.score(split, stacked, stacked if is_reference else reference)
+    return Evaluation(values, task.aggregate(split, values), stacked, size or batch_size, time.perf_counter() - start)
+
+
+def evaluate_further(
+    model: nn.Module,
+    task: Task,
+    split: str,
+    plan: Sequence[Sequence[int]],
+    kept: list[Tensor | None],
+    *,
+    reference: Tensor,
+    observe: Observe | None = None,
+    notify: Notify = lambda message: None,
+) -> np.ndarray:
+    """Run some more rows of a split; returns the values of all items, of which those without their rows say nothing.
+
+    Args:
+        kept: what is known of each row, filled in place; begin with the rows of `reference`.
+        reference: `reduced` of the float32 model.
+
+    Raises:
+        NumericsError: the model gives NaN or infinity.
+    """
+    run_rows(model, task, split, plan, kept, observe=observe, notify=notify)
+    return task.score(split, _stack(kept), reference)
+
+
+def run_rows(
+    model: nn.Module,
+    task: Task,
+    split: str,
+    plan: Sequence[Sequence[int]],
+    kept: list[Tensor | None],
+    *,
+    observe: Observe | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    notify: Notify = lambda message: None,
+) -> int | None:
+    """Put what must be kept of each row into `kept`; returns the batch size that memory ran out for to, None if never.
+
+    Raises:
+        NumericsError: the model gives NaN or infinity.
+    """
+    device, size, done = _device(model), None, 0
+    left = [list(rows) for rows in plan]
+    total = sum(map(len, left))
     with torch.inference_mode():
-        plan, done = batches(task, split, batch_size), 0
-        while done < len(plan):
-            rows = plan[done]
+        while left:
+            rows = left[0]
             try:
                 batch = to_device(task.batch(split, rows), device)
                 output = task.forward(model, batch)
@@ -74,24 +124,22 @@ def evaluate_split(
             except (MemoryError, torch.OutOfMemoryError):
                 if len(rows) == 1:
                     raise
-                batch_size = max(1, len(rows) // 2)
-                notify(f"Out of memory at {len(rows)} rows a batch; continuing with {batch_size}.")
-                rest = [row for part in plan[done:] for row in part]
-                plan = plan[:done] + [rest[i : i + batch_size] for i in range(0, len(rest), batch_size)]
+                size = max(1, len(rows) // 2)
+                notify(f"Out of memory at {len(rows)} rows a batch; continuing with {size}.")
+                left = [part[i : i + size] for part in left for i in range(0, len(part), size)]
                 continue
             if not bool(torch.isfinite(reduced).all()):
                 raise NumericsError(
                     f"The model gives NaN or infinite outputs on the {split} split of task '{task.name}'."
                 )
             if observe is not None:
-                observe(done, output, batch)
+                observe(rows, output, batch)
             for row, value in zip(rows, reduced.cpu(), strict=True):
                 kept[row] = value
-            done += 1
-            progress(sum(map(len, plan[:done])), total)
-    stacked = _stack(kept)
-    values = task.score(split, stacked, stacked if is_reference else reference)
-    return Evaluation(values, task.aggregate(split, values), stacked, batch_size, time.perf_counter() - start)
+            del left[0]
+            done += len(rows)
+            progress(done, total)
+    return size
 
 
 def time_models(

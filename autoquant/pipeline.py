@@ -16,8 +16,9 @@ import torch
 
 from autoquant import artifacts
 from autoquant.certification import certify_stage
+from autoquant.certify.power import Power
 from autoquant.checkpoint import read_layer_map, write_layer_map
-from autoquant.errors import StaleError
+from autoquant.errors import StaleError, UsageError
 from autoquant.finals import finals_stage
 from autoquant.fresh import WRITTEN
 from autoquant.layer_maps import input_absmax, make_map
@@ -25,15 +26,26 @@ from autoquant.power import power_stage
 from autoquant.price import measure_price
 from autoquant.profile import measure_profile
 from autoquant.report import render_html, validate
-from autoquant.search import make_problem, open_study, run_search
-from autoquant.session import Session
+from autoquant.search import (
+    Problem,
+    check_size,
+    front,
+    items_read,
+    make_problem,
+    open_study,
+    options_of,
+    run_search,
+    warm_starts,
+)
+from autoquant.session import CHOICE, Session
 from autoquant.summary import summarise, summarise_profile
 from autoquant.tasks import SPLITS
-from autoquant.trial import make_evaluate
+from autoquant.trial import expected_margin, make_judge
 from autoquant.values import Candidate, LayerMap, Price, Profile
 
 PROFILE, PRICE, STUDY, MAP = "profile.json", "price.json", "study.journal", "layer_map.yaml"
 CHECKPOINT, REPORT, PAGE, SETTINGS = "checkpoint", "report.json", "report.html", "settings.yaml"
+FRONT, PICKS = "front.json", "picks"
 
 
 def profile_stage(session: Session) -> Profile:
@@ -82,11 +94,11 @@ def price_stage(session: Session) -> Price:
 
 
 def search_stage(session: Session, profile: Profile, price: Price) -> tuple[list[Candidate], str]:
-    """Search on the search split; each better map is written to `layer_map.yaml` at once."""
+    """Search on the search split; each better map is written to `layer_map.yaml` at once, the front to `front.json`."""
     s = session.settings
-    problem = make_problem(session.groups, session.allowed, profile, price, s.objective)
+    problem = problem_of(session, profile, price)
     with session.progress.bar("float model on the search split", "row") as update:
-        evaluate = make_evaluate(session, price, update)
+        judge = make_judge(session, price, update)
     study = open_study(session.folder / STUDY, problem, s.strategy, s.seed)
     made_from = artifacts.fingerprint([problem.base_dtypes, problem.options, [group.name for group in problem.groups]])
     if study.user_attrs.setdefault("fingerprint", made_from) != made_from:
@@ -98,16 +110,42 @@ def search_stage(session: Session, profile: Profile, price: Price) -> tuple[list
 
         def on_trial(found: list[Candidate]) -> None:
             update(len(found), s.trials)
-            last, top = found[-1], _best(found)
+            last, top = found[-1], _best(found, problem)
             session.progress.say(f"  {describe(last, session)}")
             if top is not None and top not in best:
                 best.append(top)
                 write_layer_map(session.folder / MAP, make_map(session, top, profile))
 
-        return run_search(
-            problem, evaluate, study, trials=s.trials,
+        found, ended = run_search(
+            problem, judge, study, trials=s.trials, starts=() if s.cold else warm_starts(problem, s.strategy),
+            measure=judge.measure, say=session.progress.note,
             max_seconds=s.max_minutes * 60 if s.max_minutes else math.inf, on_trial=on_trial,
         )  # fmt: skip
+    session.search_items = sum(c.items for c in found) + items_read(study)
+    artifacts.write_json(session.folder / FRONT, {"maps": [c.to_dict() for c in front(found)]})
+    return found, ended
+
+
+def problem_of(session: Session, profile: Profile, price: Price) -> Problem:
+    """What is searched, under the caps of the settings.
+
+    Raises:
+        UsageError: no map is under the caps.
+    """
+    s = session.settings
+    problem = make_problem(
+        session.groups, session.allowed, profile, price, s.objective,
+        max_ms=s.max_ms or math.inf, max_bytes=s.max_mb * 1e6 if s.max_mb else math.inf,
+    )  # fmt: skip
+    for name, cap, unit, least in (
+        ("max-mb", problem.max_bytes / 1e6, "MB", problem.least(problem.base_bytes, problem.bytes) / 1e6),
+        ("max-ms", problem.max_ms, "ms", problem.least(problem.base_ms, problem.ms)),
+    ):
+        if least > cap:
+            raise UsageError(
+                f"--{name} {cap:g}: no map of this search space is that small. The smallest has {least:.3g} {unit}."
+            )
+    return problem
 
 
 def run(session: Session) -> dict[str, Any]:
@@ -133,6 +171,7 @@ def run_stages(session: Session) -> dict[str, Any]:
     say(f"Model   {session.loaded.source}: {type(session.model).__name__}, {parameters / 1e6:.1f}M parameters")
     splits = ", ".join(f"{session.task.items(split)} {split}" for split in SPLITS)
     say(f"Task    {session.task.name}, {session.task.metric}: {splits}")
+    check_size(session.settings.strategy, session.base_dtypes, options_of(session.groups, session.allowed))
     with Timed(stages, "power"):
         say("0/5 what the certification data can settle")
         power = power_stage(session)
@@ -154,9 +193,18 @@ def run_stages(session: Session) -> dict[str, Any]:
         say("3/5 search: the best map under the budget, on the search split")
         found, ended = search_stage(session, profile, price)
     say(f"  {len(found)} maps; ended: {ended}")
+    return finish(session, power, profile, price, found, stages, half, ended)
+
+
+def finish(
+    session: Session, power: Power, profile: Profile, price: Price, found: list[Candidate], stages: dict[str, float], half: str,
+    ended: str,
+) -> dict[str, Any]:  # fmt: skip
+    """From what was found to the report: certify, ship, summarise."""
+    say = session.progress.say
     with Timed(stages, "certify"):
         say("4/5 certify: saved checkpoints, reloaded in fresh processes, on data that the search never saw")
-        finals = finals_stage(session, profile, price, found, half)
+        finals = finals_stage(session, profile, price, worth_certifying(session, found), half)
         found = finals.update(found)
         certified = certify_stage(session, finals, half)
     shipped = replace(
@@ -172,6 +220,40 @@ def run_stages(session: Session) -> dict[str, Any]:
     artifacts.write_json(session.folder / REPORT, report)
     render(session.folder)
     return report
+
+
+def worth_certifying(session: Session, found: list[Candidate]) -> list[Candidate]:
+    """All that was found; under a cap the maps of the smallest drop under it, and those without quantization."""
+    s = session.settings
+    if s.max_mb is None and s.max_ms is None:
+        return found
+    under = [c for c in found if c.state == "complete" and c.within_cap and c.quantized]
+    return [c for c in found if not c.quantized] + sorted(under, key=lambda c: c.drop)[: s.rungs]
+
+
+def pick(session: Session, run: Path) -> dict[str, Any]:
+    """Certify another point of a finished search's front, under the session's budget, without searching again.
+
+    Profile and prices are copied from `run` into the session's folder, where the checkpoint and the report go.
+
+    Raises:
+        StaleError: the model or the data changed since.
+    """
+    for name in (PROFILE, PRICE, CHOICE):
+        if (run / name).is_file():
+            shutil.copy(run / name, session.folder / name)
+    profile, price = profile_stage(session), price_stage(session)
+    certification = session.task.items("certification")
+    found = []
+    for value in artifacts.read_json(run / FRONT)["maps"]:
+        known = {name: value[name] for name in Candidate.__dataclass_fields__}
+        margin = expected_margin(known["drop"], known["error"], known["items"], certification, session.budget)
+        found.append(Candidate(**{**known, "margin": margin}))
+    session.search_items = 0
+    say = session.progress.say
+    say(f"Pick    of {len(found)} maps on the front of {run}, budget {session.budget.drop:g}")
+    ended = f"picked from the front of {run.name}"
+    return finish(session, power_stage(session), profile, price, found, {}, best_half(price), ended)
 
 
 def ship(certified: Path, checkpoint: Path, layer_map: LayerMap) -> None:
@@ -209,15 +291,17 @@ def best_half(price: Price) -> str:
 def describe(candidate: Candidate, session: Session) -> str:
     if candidate.state != "complete":
         return f"#{candidate.number} {candidate.label}: {candidate.state} ({candidate.reason})"
-    mark = "fits" if candidate.feasible else "too far"
+    mark = "over the cap" if not candidate.within_cap else "fits" if candidate.feasible else "too far"
+    mark += f", {candidate.items} items" if candidate.items < session.task.items("search") else ""
     return (
         f"#{candidate.number:<3} {candidate.saving:5.2f}× {candidate.ms:8.1f} ms {candidate.bytes / 1e6:8.1f} MB  "
         f"drop {candidate.drop:+.4f} ± {candidate.error:.4f}  {mark}  {candidate.label}"
     )
 
 
-def _best(found: list[Candidate]) -> Candidate | None:
-    return max((c for c in found if c.feasible), key=lambda c: c.saving, default=None)
+def _best(found: list[Candidate], problem: Problem) -> Candidate | None:
+    fits = [c for c in found if (c.state == "complete" and c.within_cap if problem.capped else c.feasible)]
+    return max(fits, key=lambda c: problem.value(c.saving, c.drop), default=None)
 
 
 class Timed:

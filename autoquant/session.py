@@ -70,6 +70,8 @@ class Session:
     progress: Progress
     module: nn.Module | None = None
     given_task: Task | None = None
+    search_items: int = 0
+    """Items of the search split that the search has read."""
 
     def __post_init__(self) -> None:
         if self.settings.threads:

@@ -26,6 +26,9 @@ class Settings:
         batch_size, seq_len: the shape that latency and peak memory are measured at; None takes what is typical of the task.
         eval_batch_size: rows a batch when accuracy is measured.
         runtime: one of `RUNTIMES`, or `auto`: the fastest of those that are installed, measured before anything else.
+        strategy, cold: how maps are proposed, and whether without the maps that a search begins with.
+        race: stop judging a map as soon as it is known whether it is within the budget.
+        max_mb, max_ms: hard caps on size and latency; with one, the smallest drop under it is looked for.
         rungs: quantized maps that may be tested on the certification data.
         device: `cpu` or `cuda`.
     """
@@ -43,7 +46,11 @@ class Settings:
     confidence: float | None = 0.95
     objective: str = "balanced"
     space: str = "int8_fp16"
+    max_mb: float | None = None
+    max_ms: float | None = None
     strategy: str = "surrogate"
+    cold: bool = False
+    race: bool = True
     runtime: str = "torch"
     device: str = "cpu"
     trials: int = DEFAULT_TRIALS
@@ -68,8 +75,9 @@ class Settings:
         for name, lowest in (("trials", 1), ("batch_size", 1), ("eval_batch_size", 1), ("rungs", 1)):
             if getattr(self, name) is not None and getattr(self, name) < lowest:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {lowest}, not {getattr(self, name)}.")
-        if self.max_minutes is not None and self.max_minutes <= 0:
-            raise UsageError(f"--max-minutes must be positive, not {self.max_minutes}.")
+        for name in ("max_minutes", "max_mb", "max_ms"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UsageError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}.")
 
     def to_budget(self) -> Budget:
         return Budget(self.budget, self.relative, self.confidence)

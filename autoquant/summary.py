@@ -95,11 +95,14 @@ def summarise(
         "bytes": sizes,
         "peak_memory_bytes": dict(certified.peak_memory_bytes),
         "search": {
-            "trials": len(found),
-            "full_evaluations": sum(c.state == "complete" for c in found),
-            "items_evaluated": sum(c.items for c in found),
+            "trials": sum(c.state != "skipped" for c in found),
+            "full_evaluations": round(session.search_items / session.task.items("search"), 2),
+            "items_evaluated": session.search_items,
+            "items_without_racing": sum(c.state in ("complete", "skipped") for c in found)
+            * session.task.items("search"),
             "seconds": stages.get("search", 0.0),
             "failed": sum(c.state == "failed" for c in found),
+            "skipped": sum(c.state == "skipped" for c in found),
             "objective": session.settings.objective,
             "strategy": session.settings.strategy,
             "space": session.space.name,

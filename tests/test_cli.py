@@ -59,6 +59,8 @@ def test_a_model_that_is_nowhere(capsys, tmp_path, pairs):
         (["--task", "classification", "--space", "int8_fp61"], "int8_fp16"),
         (["--task", "classification", "--objective", "speed"], "latency"),
         (["--task", "classification", "--strategy", "surogate"], "surrogate"),
+        (["--task", "classification", "--strategy", "exhaustive"], "surrogate"),
+        (["--task", "classification", "--max-mb", "-1"], "positive"),
         (["--task", "classification", "--columns", "text=sentence"], "label"),
         (["--task", "classification", "--columns", "text"], "ROLE=NAME"),
         (["--task", "classification", "--sizes", "search=many"], "whole number"),
@@ -81,6 +83,17 @@ def test_a_folder_that_is_not_empty_is_left_alone(capsys, classifier, pairs, tmp
     assert code == 2
     assert "--resume" in error
     assert os.listdir(tmp_path) == ["precious.txt"]
+
+
+def test_a_folder_without_a_finished_search_has_no_front_to_pick_from(capsys, tmp_path):
+    code, error = run(capsys, "pick", tmp_path, "--budget", "0.01")
+    assert code == 2 and "no run folder" in error
+    (tmp_path / "settings.yaml").write_text("schema_version: 1\nmodel: default\n")
+    code, error = run(capsys, "pick", tmp_path, "--budget", "0.01")
+    assert code == 2 and "--resume" in error
+    code, error = run(capsys, "pick", tmp_path, "--budget", "7")
+    assert code == 2 and "between 0 and 1" in error
+    assert not (tmp_path / "picks").exists()
 
 
 def test_empty_data_and_too_little_data(capsys, classifier, tmp_path):
@@ -171,7 +184,9 @@ def test_list_of_something_else(capsys):
     assert "schemes" in error
 
 
-@pytest.mark.parametrize("command", ["search", "profile", "apply", "evaluate", "bench", "certify", "report", "list"])
+@pytest.mark.parametrize(
+    "command", ["search", "profile", "apply", "evaluate", "bench", "certify", "report", "pick", "list"]
+)
 def test_every_command_has_help_with_an_example(capsys, command):
     assert main([command, "--help"]) == 0
     assert f"autoquant {command}" in capsys.readouterr().out
@@ -207,6 +222,7 @@ def test_what_is_typed_reaches_the_search(called):
     typed = [
         "search", "m", "--task", "sts", "--data", "d.csv", "--budget", "0.02", "--relative", "--confidence", "none",
         "--objective", "memory", "--space", "s", "--strategy", "tpe", "--runtime", "r", "--device", "cuda", "--trials", "3",
+        "--max-mb", "9.5", "--max-ms", "8", "--cold", "--no-race",
         "--max-minutes", "1.5", "--rungs", "1", "--test-data", "t.csv", "--columns", "text=1", "--columns", "label=y",
         "--sizes", "search=5", "--metric", "spearman", "--max-length", "64", "--batch-size", "2", "--seq-len", "9",
         "--eval-batch-size", "4", "--threads", "1", "--fuse", "--no-grad", "--seed", "7", "--out", "o", "--revision", "main",
@@ -215,6 +231,7 @@ def test_what_is_typed_reaches_the_search(called):
     assert main(typed) == 0
     expected = {
         "task": "sts", "data": "d.csv", "budget": 0.02, "relative": True, "confidence": None, "objective": "memory",
+        "max_mb": 9.5, "max_ms": 8.0, "cold": True, "race": False,
         "space": "s", "strategy": "tpe", "runtime": "r", "device": "cuda", "trials": 3, "max_minutes": 1.5, "rungs": 1,
         "test_data": "t.csv", "columns": {"text": 1, "label": "y"}, "sizes": {"search": 5}, "metric": "spearman",
         "max_length": 64, "batch_size": 2, "seq_len": 9, "eval_batch_size": 4, "threads": 1, "fuse": True,

@@ -219,6 +219,33 @@ def test_apply_reuses_the_map_on_a_fine_tune(run, workplace, capsys):
         assert any(file.get_tensor(name).dtype == torch.int8 for name in file.keys())  # noqa: SIM118
 
 
+def test_another_point_of_the_front_is_certified_without_a_search(run, capsys):
+    front = json.loads((run / "front.json").read_text())["maps"]
+    assert front == sorted(front, key=lambda c: -c["saving"]) == sorted(front, key=lambda c: -c["drop"])
+    assert main(["pick", str(run), "--budget", "0.15", "--quiet"]) in (0, 4)
+    picked = read(run / "picks" / "0.15")
+    assert picked["budget"]["drop"] == 0.15 and picked["search"]["items_evaluated"] == 0
+    assert {c["label"] for c in picked["search"]["candidates"]} == {c["label"] for c in front}
+    assert (run / "picks" / "0.15" / "checkpoint" / "model.safetensors").is_file()
+    assert read(run)["budget"]["drop"] == 0.2, "the run itself stays as it was"
+
+
+def test_under_a_cap_the_smallest_drop_is_looked_for(run, model, data, tmp_path, capsys):
+    size = read(run)["bytes"]["float32"]
+    cap = 0.6 * size / 1e6
+    assert main(arguments(model, data, tmp_path / "run", "--max-mb", str(cap), "--trials", "6", "--quiet")) in (0, 3, 4)
+    report = read(tmp_path / "run")
+    assert report["bytes"]["quantized"] <= 0.6 * size
+    under = [c for c in report["search"]["candidates"] if c["state"] == "complete" and c["within_cap"]]
+    proposed = [c for c in under if c["origin"] == "proposed"]
+    assert proposed and min(c["divergence"] for c in proposed) <= min(
+        c["divergence"] for c in under if c["bytes"] < 0.4 * size
+    )
+    out = tmp_path / "small"
+    assert main(arguments(model, data, out, "--max-mb", "0.000001", "--quiet")) == 2
+    assert "smallest has" in capsys.readouterr().err
+
+
 def test_report_renders_again(run, capsys):
     page = (run / "report.html").read_text()
     (run / "report.html").unlink()

@@ -15,7 +15,7 @@ from autoquant.certify.judge import judge
 from autoquant.search import Outcome
 from autoquant.session import Progress
 from autoquant.tasks.base import Batch, Task
-from autoquant.trial import make_evaluate
+from autoquant.trial import Judge, make_judge
 from autoquant.values import Budget
 
 ROWS = 100
@@ -60,14 +60,18 @@ class Threshold(nn.Module):
         return x - self.wrong + 0.5
 
 
-def evaluated(wrong: int, budget: Budget) -> Outcome:
+def judge_of(wrong: int, budget: Budget, race: bool = False, task: Task | None = None) -> Judge:
     session: Any = SimpleNamespace(
-        settings=SimpleNamespace(eval_batch_size=32, trials=1), batch_size=2, task=Sign(), budget=budget,
-        model=Threshold(0), seq_len=None, progress=Progress(quiet=True),
+        settings=SimpleNamespace(eval_batch_size=32, trials=1, seed=0, race=race), batch_size=2, task=task or Sign(),
+        budget=budget, model=Threshold(0), seq_len=None, progress=Progress(quiet=True),
         assembler=SimpleNamespace(assemble=lambda layers, base: Threshold(wrong)), runtime=SimpleNamespace(rest_seconds=0.0),
     )  # fmt: skip
     price: Any = SimpleNamespace(model_ms={"float32": 1.0})
-    return make_evaluate(session, price, lambda done, total: None)("float32", {})
+    return make_judge(session, price, lambda done, total: None)
+
+
+def evaluated(wrong: int, budget: Budget, race: bool = False, task: Task | None = None) -> Outcome:
+    return judge_of(wrong, budget, race, task)("float32", {})
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2, 3])
@@ -86,3 +90,41 @@ def test_the_margin_is_that_of_the_bound_that_is_to_be_expected() -> None:
     assert one.margin == pytest.approx(0.02 + 0.8416 * one.error - 0.05, abs=1e-5)
     assert two.margin == pytest.approx(0.02 + 1.6449 * two.error - 0.05, abs=1e-5)
     assert evaluated(0, Budget(0.05)).divergence == 0 < one.divergence and one.items == ROWS
+
+
+def test_a_race_gives_the_answer_of_the_whole_split_from_fewer_items() -> None:
+    broken, whole = evaluated(60, Budget(0.05), race=True), evaluated(60, Budget(0.05))
+    assert (broken.margin > 0) == (whole.margin > 0) and broken.items < whole.items == ROWS
+
+
+def test_a_race_to_the_end_is_the_whole_evaluation() -> None:
+    for wrong in (0, 4):
+        raced, whole = evaluated(wrong, Budget(0.05), race=True), evaluated(wrong, Budget(0.05))
+        if raced.items == ROWS:
+            assert (raced.drop, raced.error, raced.margin) == (whole.drop, whole.error, whole.margin)
+        assert (raced.margin <= 0) == (whole.margin <= 0)
+
+
+class Doubled(Sign):
+    """Each item is judged by two rows, and which ones is not said: all rows are needed before the first item."""
+
+    def items(self, split: str) -> int:
+        return ROWS // 2
+
+    def score(self, split: str, reduced: Tensor, reference: Tensor | None = None) -> np.ndarray:
+        return super().score(split, reduced)[::2]
+
+
+@pytest.mark.parametrize("wrong", [0, 2, 50])
+def test_items_whose_rows_are_in_already_are_judged_without_running_them_again(wrong: int) -> None:
+    raced, whole = (evaluated(wrong, Budget(0.05), race=race, task=Doubled()) for race in (True, False))
+    assert (raced.margin <= 0) == (whole.margin <= 0) and raced.divergence == whole.divergence
+    if raced.items == whole.items:
+        assert raced.drop == whole.drop
+
+
+def test_a_map_that_fails_half_way_leaves_nothing_to_the_next() -> None:
+    judged = judge_of(3, Budget(0.05))
+    first = judged("float32", {}).divergence
+    judged.against.total, judged.against.count = 1e9, 7  # as a map leaves them that raised
+    assert judged("float32", {}).divergence == first > 0

@@ -106,12 +106,16 @@ def _search(search: dict[str, Any]) -> list[str]:
     if not search:
         return []
     parts = [humanize.plural(search["trials"], "trial")]
+    if search.get("skipped"):
+        parts.append(f"{search['skipped']} skipped by their price")
     if search.get("failed"):
         parts.append(f"{search['failed']} failed")
     if search.get("full_evaluations") is not None:
-        parts.append(f"{humanize.count(search['full_evaluations'])} full evaluations")
+        parts.append(f"{humanize.significant(search['full_evaluations'])} full evaluations")
     if search.get("items_evaluated") is not None:
-        parts.append(f"{humanize.count(search['items_evaluated'])} items evaluated")
+        without = search.get("items_without_racing")
+        of = f" of {humanize.count(without)} without racing" if without else ""
+        parts.append(f"{humanize.count(search['items_evaluated'])} items evaluated{of}")
     return parts + [f"{key} {search[key]}" for key in ("objective", "seed") if search.get(key) is not None]
 
 

@@ -78,9 +78,14 @@ class CandidateSummary(TypedDict):
 
 
 class SearchSummary(TypedDict):
+    """`full_evaluations`: items that were evaluated over items of the search split; `items_without_racing`: what they would
+    have been had every map been judged on all items."""
+
     trials: int
     full_evaluations: NotRequired[int | float]
     items_evaluated: NotRequired[int]
+    items_without_racing: NotRequired[int]
+    skipped: NotRequired[int]
     seconds: NotRequired[float]
     failed: NotRequired[int]
     objective: NotRequired[str]

@@ -34,6 +34,8 @@ class Problem:
         base_ms, base_bytes: base dtype → everything that is not in a group.
         reference_ms, reference_bytes: of the float32 model.
         objective: balanced, latency or memory.
+        max_ms, max_bytes: hard caps; with one, the smallest drop under the caps is looked for instead of the largest saving
+            within the budget.
     """
 
     groups: tuple[Group, ...]
@@ -46,10 +48,24 @@ class Problem:
     reference_ms: float
     reference_bytes: float
     objective: str = "balanced"
+    max_ms: float = math.inf
+    max_bytes: float = math.inf
+
+    @property
+    def capped(self) -> bool:
+        return math.isfinite(self.max_ms) or math.isfinite(self.max_bytes)
+
+    def over(self, ms: float, size: float) -> float:
+        """The largest share by which a cap is exceeded; 0 or less is within all caps."""
+        return max(ms / self.max_ms, size / self.max_bytes) - 1
 
     @property
     def base_dtypes(self) -> tuple[str, ...]:
         return tuple(self.ms)
+
+    def least(self, rest: Mapping[str, float], tables: Mapping[str, tuple[np.ndarray, ...]]) -> float:
+        """The smallest sum over all maps, of `ms` or of `bytes`."""
+        return min(rest[base] + sum(float(t.min()) for t in tables[base]) for base in tables)
 
     def total_ms(self, base: str, choice: Choice) -> float:
         return self.base_ms[base] + sum(float(t[i]) for t, i in zip(self.ms[base], choice, strict=True))
@@ -61,18 +77,35 @@ class Problem:
         """How many times better than float32: speed-up, size ratio, or their geometric mean."""
         return saving(self.objective, self.reference_ms / ms, self.reference_bytes / size)
 
+    def value(self, saving: float, drop: float) -> float:
+        """What the search maximises."""
+        return -drop if self.capped else saving
+
     def score(self, choice: Choice, theta: np.ndarray | None = None) -> float:
         factor = np.ones(len(self.groups)) if theta is None else np.exp(theta)
         return float(sum(s[i] * f for s, i, f in zip(self.scores, choice, factor, strict=True)))
 
     def layers(self, base: str, choice: Choice) -> dict[str, str]:
         """Layer → scheme name under this choice."""
-        found = {}
-        for group, options, index in zip(self.groups, self.options, choice, strict=True):
-            scheme = SCHEMES[base if options[index] == FLOAT else options[index]]
-            for layer in group.layers:
-                found[layer.name] = project(scheme, layer.kind).name
-        return found
+        return {
+            name: scheme
+            for place, index in enumerate(choice)
+            for name, scheme in self._member(base, place, index).items()
+        }
+
+    def choice_of(self, base: str, layers: Mapping[str, str]) -> Choice:
+        """The choice under which the layers run these schemes: what `layers` was made from, or an equal one."""
+        own = [{layer.name: layers[layer.name] for layer in group.layers} for group in self.groups]
+        return tuple(
+            next(i for i in range(len(options)) if self._member(base, place, i) == own[place])
+            for place, options in enumerate(self.options)
+        )
+
+    def _member(self, base: str, place: int, index: int) -> dict[str, str]:
+        """Layer → scheme of one group under one of its options."""
+        name = self.options[place][index]
+        scheme = SCHEMES[base if name == FLOAT else name]
+        return {layer.name: project(scheme, layer.kind).name for layer in self.groups[place].layers}
 
     def uniform(self, scheme: str) -> Choice:
         """Every group that can runs `scheme`; an embedding runs its weight part; the others stay float."""
@@ -117,17 +150,11 @@ def noise_share(*timed: tuple[float, float]) -> float:
 
 
 def make_problem(
-    groups: Sequence[Group], allowed: Mapping[str, Sequence[str]], profile: Profile, price: Price, objective: str
-) -> Problem:
-    """Put profile and price together. A group may choose what each of its layers may run (projected on its kind)."""
-    options = []
-    for group in groups:
-        first = allowed[max(group.layers, key=lambda layer: len(allowed[layer.name])).name]
-        fits = [
-            name for name in first
-            if all(project(SCHEMES[name], layer.kind).name in allowed[layer.name] for layer in group.layers)
-        ]  # fmt: skip
-        options.append((FLOAT, *fits))
+    groups: Sequence[Group], allowed: Mapping[str, Sequence[str]], profile: Profile, price: Price, objective: str,
+    *, max_ms: float = math.inf, max_bytes: float = math.inf,
+) -> Problem:  # fmt: skip
+    """Put profile and price together."""
+    options = options_of(groups, allowed)
 
     def member(name: str, layer: Layer, base: str) -> str:
         return project(SCHEMES[base if name == FLOAT else name], layer.kind).name
@@ -155,7 +182,7 @@ def make_problem(
     floats = {layer.name: "float32" for group in groups for layer in group.layers}
     return Problem(
         groups=tuple(groups),
-        options=tuple(options),
+        options=options,
         ms={base: table(timed[base], base) for base in searched},
         bytes={base: table(price.layer_bytes[base], base) for base in searched},
         scores=scores,
@@ -164,4 +191,19 @@ def make_problem(
         reference_ms=price.model_ms["float32"],
         reference_bytes=price.bytes_of("float32", floats),
         objective=objective,
+        max_ms=max_ms,
+        max_bytes=max_bytes,
     )
+
+
+def options_of(groups: Sequence[Group], allowed: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """What each group may choose: `FLOAT`, and what each of its layers may run (projected on its kind)."""
+    options = []
+    for group in groups:
+        first = allowed[max(group.layers, key=lambda layer: len(allowed[layer.name])).name]
+        fits = [
+            name for name in first
+            if all(project(SCHEMES[name], layer.kind).name in allowed[layer.name] for layer in group.layers)
+        ]  # fmt: skip
+        options.append((FLOAT, *fits))
+    return tuple(options)

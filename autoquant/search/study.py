@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,26 +12,28 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from autoquant.search.problem import FLOAT, Choice, Problem
-from autoquant.search.sampler import (
+from autoquant.errors import UsageError
+from autoquant.search.ledger import (
     Exhausted,
-    SurrogateSampler,
+    Seen,
     base_divergence,
+    best_saving,
     from_params,
+    held,
     params_of,
+    promise,
     seen_trials,
+    slowdown,
     space_of,
     to_params,
 )
+from autoquant.search.problem import FLOAT, Choice, Problem
+from autoquant.search.refine import Measure, refine_if_off
+from autoquant.search.strategies import STRATEGIES
+from autoquant.search.surrogate import solve
 from autoquant.values import Candidate
 
 STUDY = "autoquant"
-STRATEGIES: dict[str, Callable[[Problem, int], optuna.samplers.BaseSampler]] = {
-    "surrogate": lambda problem, seed: SurrogateSampler(problem, seed),
-    "tpe": lambda problem, seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=4),
-    "random": lambda problem, seed: optuna.samplers.RandomSampler(seed=seed),
-}
-"""Name → sampler. All start from the same enqueued maps."""
 
 FIGURES = ("drop", "error", "margin", "divergence", "ms", "noise", "items")
 """What is kept of an `Outcome` as user attributes of its trial."""
@@ -41,6 +43,12 @@ REPEATS = "repeats"
 
 KILLED = "killed"
 """User attribute of a trial whose map was being evaluated when an earlier run was killed."""
+
+SKIPS = 100
+"""Maps in a row that cannot beat the best one by their price, after which a search ends."""
+
+FRONT_SHARES = (0.5, 0.25, 0.1, 0.03)
+"""Of the divergence of the map that saves most: the maps of the profile's front that a strategy is warm-started with."""
 
 UNIFORM_LIMIT = 4
 """Uniform maps that are evaluated: those that no other uniform map beats in saving and score, most saving first."""
@@ -74,8 +82,20 @@ def open_study(path: Path, problem: Problem, strategy: str, seed: int) -> optuna
         load_if_exists=True,
     )
     # A resumed run draws on, it does not draw the same again.
-    study.sampler = STRATEGIES[strategy](problem, seed + len(study.get_trials(deepcopy=False)))
+    study.sampler = STRATEGIES[strategy].make(problem, seed + len(study.get_trials(deepcopy=False)))
     return study
+
+
+def check_size(strategy: str, base_dtypes: Sequence[str], options: Sequence[Sequence[str]]) -> None:
+    """Raises UsageError when a strategy cannot serve a search space of this size."""
+    maps, limit = len(base_dtypes) * math.prod(map(len, options)), STRATEGIES[strategy].limit
+    if limit is not None and maps > limit:
+        count = f"{maps:,}" if maps < 10**9 else f"10^{len(str(maps)) - 1}"
+        raise UsageError(
+            f"--strategy {strategy} tries every map; this search space has {count} of {len(options)} groups, and {limit:,} "
+            "are the most. Use --strategy surrogate, or a --space of your own that lets few layers choose between few "
+            "schemes."
+        )
 
 
 def _drop_half_line(path: Path) -> None:
@@ -105,16 +125,38 @@ def starting_maps(problem: Problem) -> list[tuple[str, str, Choice]]:
     return maps + [(label, base, choice) for *_, label, base, choice in front[:UNIFORM_LIMIT]]
 
 
+def warm_starts(problem: Problem, strategy: str) -> list[tuple[str, str, Choice]]:
+    """What a strategy's search begins with: `starting_maps`, and maps of the profile's front where it is not guided."""
+    maps = starting_maps(problem)
+    if STRATEGIES[strategy].guided:
+        return maps
+    base = max(problem.base_dtypes, key=lambda base: promise(problem, base, tuple(0 for _ in problem.groups)))
+    most = solve(problem, base, math.inf)
+    assert most is not None, "without an allowance there is a solution"
+    for share in FRONT_SHARES:
+        choice = solve(problem, base, share * problem.score(most))
+        if choice is not None and (base, choice) not in [(b, c) for _, b, c in maps]:
+            maps.append((f"{share:.0%} of the largest divergence in {base}", base, choice))
+    return maps
+
+
 def run_search(
     problem: Problem,
     evaluate: Evaluate,
     study: optuna.Study,
     *,
     trials: int,
+    starts: Sequence[tuple[str, str, Choice]] | None = None,
+    measure: Measure | None = None,
+    say: Callable[[str], None] = lambda message: None,
     max_seconds: float = float("inf"),
     on_trial: Callable[[list[Candidate]], None] = lambda candidates: None,
 ) -> tuple[list[Candidate], str]:
     """Evaluate up to `trials` maps in all (those of an earlier, killed run counted in).
+
+    Args:
+        starts: (label, base dtype, choice) of the maps to begin with; none starts cold; None stands for `starting_maps`.
+        measure: measures divergences exactly where the surrogate is off (see `refine`); `say` is told of it.
 
     A map whose evaluation raises, or gives NaN or infinity, is recorded as failed with its reason, and the search goes
     on. Ctrl-C propagates; what was found so far is in the study, and the map that it interrupted comes again on resume.
@@ -124,13 +166,17 @@ def run_search(
     """
     start = time.perf_counter()
     abandoned = _take_up_abandoned(problem, study)
-    for label, base, choice in starting_maps(problem):
+    for label, base, choice in starting_maps(problem) if starts is None else starts:
         attrs = {"label": label, "origin": "enqueued"}
         study.enqueue_trial(to_params(problem, base, choice), user_attrs=attrs, skip_if_exists=True)
     reason = f"all {trials} trials done"
     while True:
-        finished = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-        if len(finished) - abandoned >= trials:
+        finished = [t.state for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+        skipped = finished.count(optuna.trial.TrialState.PRUNED)  # costs nothing, so it is none of the trials
+        if len(finished) - skipped - abandoned >= trials:
+            break
+        if finished[-SKIPS:].count(optuna.trial.TrialState.PRUNED) == SKIPS:
+            reason = f"{SKIPS} maps in a row could not beat the best by their price"
             break
         if time.perf_counter() - start > max_seconds:
             reason = "time is up"
@@ -141,19 +187,26 @@ def run_search(
             reason = "no map that was not tried promises more"
             _drop_unborn(study)
             break
-        _evaluate_trial(problem, evaluate, study, trial)
-        if REPEATS not in trial.user_attrs:
+        state = _evaluate_trial(problem, evaluate, study, trial)
+        if state == optuna.trial.TrialState.COMPLETE and REPEATS not in trial.user_attrs and measure is not None:
+            found = refine_if_off(problem, study, measure)
+            if found is not None:
+                say(found)
+        if state != optuna.trial.TrialState.PRUNED and REPEATS not in trial.user_attrs:
             on_trial(candidates(problem, study))
     return candidates(problem, study), reason
 
 
-def _evaluate_trial(problem: Problem, evaluate: Evaluate, study: optuna.Study, trial: optuna.Trial) -> None:
+def _evaluate_trial(
+    problem: Problem, evaluate: Evaluate, study: optuna.Study, trial: optuna.Trial
+) -> optuna.trial.TrialState:
     base, choice = from_params(problem, trial.params)
     trial.set_user_attr("origin", trial.user_attrs.get("origin", "proposed"))
     trial.set_user_attr("label", trial.user_attrs.get("label", f"map {trial.number}"))
     size = problem.total_bytes(base, choice)
     trial.set_user_attr("bytes", size)
-    predicted = problem.score(choice) + base_divergence(seen_trials(problem, study), base)
+    seen = seen_trials(problem, study)
+    predicted = problem.score(choice) + base_divergence(seen, base)
     trial.set_user_attr("predicted_divergence", predicted)
     if (
         before := _same_map(study, trial)
@@ -161,9 +214,15 @@ def _evaluate_trial(problem: Problem, evaluate: Evaluate, study: optuna.Study, t
         trial.set_user_attr(REPEATS, before.number)
         for name in (*FIGURES, "seconds"):
             trial.set_user_attr(name, before.user_attrs.get(name))
-        trial.set_constraint("accuracy", before.user_attrs["margin"])
+        _constrain(problem, trial, before.user_attrs["margin"], before.user_attrs["ms"], size)
         study.tell(trial, before.value)
-        return
+        return optuna.trial.TrialState.COMPLETE
+    if trial.user_attrs["origin"] != "enqueued" and (reason := _too_dear(problem, seen, base, choice)) is not None:
+        trial.set_user_attr("reason", reason)
+        # Nothing is known of its accuracy. Optuna reads constraints before the state, so they are set first.
+        _constrain(problem, trial, 0.0, slowdown(problem, seen, base) * problem.total_ms(base, choice), size)
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return optuna.trial.TrialState.PRUNED
     begin = time.perf_counter()
     try:
         outcome = evaluate(base, problem.layers(base, choice))
@@ -172,19 +231,44 @@ def _evaluate_trial(problem: Problem, evaluate: Evaluate, study: optuna.Study, t
         _enqueue_again(problem, study, study.get_trials(deepcopy=False)[trial.number])
         raise
     except Exception as error:  # whatever a model does under a scheme: one map less, not the end of the search
-        trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        return
+        return _fail(study, trial, f"{type(error).__name__}: {error}")
     figures = {name: getattr(outcome, name) for name in FIGURES}
     if bad := [name for name, value in figures.items() if not math.isfinite(value)]:
-        trial.set_user_attr("reason", f"NaN or infinity: {', '.join(bad)}")
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        return
+        return _fail(study, trial, f"NaN or infinity: {', '.join(bad)}")
     for name, value in figures.items():
         trial.set_user_attr(name, value)
     trial.set_user_attr("seconds", time.perf_counter() - begin)
-    trial.set_constraint("accuracy", outcome.margin)
-    study.tell(trial, problem.saving(outcome.ms, size))
+    _constrain(problem, trial, outcome.margin, outcome.ms, size)
+    study.tell(trial, problem.value(problem.saving(outcome.ms, size), outcome.drop))
+    return optuna.trial.TrialState.COMPLETE
+
+
+def _fail(study: optuna.Study, trial: optuna.Trial, reason: str) -> optuna.trial.TrialState:
+    trial.set_user_attr("reason", reason)
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    return optuna.trial.TrialState.FAIL
+
+
+def _constrain(problem: Problem, trial: optuna.Trial, margin: float, ms: float, size: float) -> None:
+    """What must be 0 or less: the metric's margin, or how far the caps are exceeded."""
+    if problem.capped:
+        trial.set_constraint("cap", problem.over(ms, size))
+    else:
+        trial.set_constraint("accuracy", margin)
+
+
+def _too_dear(problem: Problem, seen: Sequence[Seen], base: str, choice: Choice) -> str | None:
+    """Why a proposed map is not worth an evaluation, by its price alone; None if it is.
+
+    The maps that every search begins with are evaluated all the same: certification needs safer maps than the best one.
+    """
+    if problem.capped:
+        over = problem.over(
+            slowdown(problem, seen, base) * problem.total_ms(base, choice), problem.total_bytes(base, choice)
+        )
+        return None if over <= 0 else f"{over:.1%} over the cap by its price"
+    promised, best = held(problem, seen, base) * promise(problem, base, choice), best_saving(seen)
+    return None if promised > best else f"saves {promised:.3f}× by its price; the best so far saves {best:.3f}×"
 
 
 def _same_map(study: optuna.Study, trial: optuna.Trial) -> optuna.trial.FrozenTrial | None:
@@ -257,8 +341,11 @@ def candidates(problem: Problem, study: optuna.Study) -> list[Candidate]:
         )
         if trial.state == optuna.trial.TrialState.COMPLETE:
             numbers = {k: attrs[k] for k in (*FIGURES, "seconds") if k in attrs}
-            value = replace(value, saving=trial.value or 0.0, **numbers)
+            saving = problem.saving(attrs["ms"], attrs["bytes"])
+            within = problem.over(attrs["ms"], attrs["bytes"]) <= 0
+            value = replace(value, saving=saving, within_cap=within, **numbers)
         else:
-            value = replace(value, state="failed", reason=attrs["reason"])
+            skipped = trial.state == optuna.trial.TrialState.PRUNED
+            value = replace(value, state="skipped" if skipped else "failed", reason=attrs["reason"])
         found.append(value)
     return found

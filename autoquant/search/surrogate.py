@@ -7,10 +7,11 @@ It is solved exactly with `scipy.optimize.milp`, and corrected by what was obser
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import lil_matrix
+from scipy.sparse import csr_matrix, lil_matrix
 
 from autoquant.search.problem import Choice, Problem
 
@@ -24,9 +25,21 @@ WORTH_OF_SCORE = 1e-3
 """Share of the saving given up for a map without any divergence, against one of the largest: what tells equal costs apart."""
 
 
+Table = list[np.ndarray]
+"""A figure of each group's options."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Maps in which at most `radius` groups differ from `centre` (Hamming distance)."""
+
+    centre: Choice
+    radius: int
+
+
 def solve(
     problem: Problem, base: str, allowance: float, *, theta: np.ndarray | None = None, tried: Sequence[Choice] = (),
-    time_limit: float = 5.0,
+    region: Region | None = None, time_limit: float = 5.0,
 ) -> Choice | None:  # fmt: skip
     """The cheapest choice whose predicted divergence is at most `allowance`; None if there is none that was not tried.
 
@@ -36,20 +49,41 @@ def solve(
     Args:
         allowance: may be infinite.
         tried: choices to leave out.
+        region: the trust region, if there is one.
     """
-    factor = np.ones(len(problem.groups)) if theta is None else np.exp(theta)
-    scores = [s * f for s, f in zip(problem.scores, factor, strict=True)]
+    scores = _corrected(problem, theta)
     choice: Choice = tuple(0 for _ in problem.groups)
     for _ in range(4):
         costs = _linear_costs(problem, base, choice, scores)
-        found = _knapsack(costs, scores, allowance, tried, time_limit)
+        found = _knapsack(costs, [(scores, allowance)], tried, region, time_limit)
         if found is None or found == choice:
             return found
         choice = found
     return choice
 
 
-def _linear_costs(problem: Problem, base: str, at: Choice, scores: list[np.ndarray]) -> list[np.ndarray]:
+def solve_capped(
+    problem: Problem, base: str, *, theta: np.ndarray | None = None, slow: float = 1.0, tried: Sequence[Choice] = (),
+    time_limit: float = 5.0,
+) -> Choice | None:  # fmt: skip
+    """The choice of the smallest predicted divergence under the problem's caps; None if no untried one is under them.
+
+    Args:
+        slow: how many times its predicted latency a map takes end to end.
+    """
+    limits = [
+        (list(problem.ms[base]), problem.max_ms / slow - problem.base_ms[base]),
+        (list(problem.bytes[base]), problem.max_bytes - problem.base_bytes[base]),
+    ]
+    return _knapsack(_corrected(problem, theta), limits, tried, None, time_limit)
+
+
+def _corrected(problem: Problem, theta: np.ndarray | None) -> Table:
+    factor = np.ones(len(problem.groups)) if theta is None else np.exp(theta)
+    return [s * f for s, f in zip(problem.scores, factor, strict=True)]
+
+
+def _linear_costs(problem: Problem, base: str, at: Choice, scores: Table) -> Table:
     """First-order cost of each option in units of log saving, ties within the timing noise broken by the scores."""
     time_weight, size_weight = {"latency": (1.0, 0.0), "memory": (0.0, 1.0), "balanced": (0.5, 0.5)}[problem.objective]
     ms, size = problem.total_ms(base, at), problem.total_bytes(base, at)
@@ -63,25 +97,35 @@ def _linear_costs(problem: Problem, base: str, at: Choice, scores: list[np.ndarr
 
 
 def _knapsack(
-    costs: list[np.ndarray], scores: list[np.ndarray], allowance: float, tried: Sequence[Choice], time_limit: float
-) -> Choice | None:
+    costs: Table, limits: Sequence[tuple[Table, float]], tried: Sequence[Choice], region: Region | None,
+    time_limit: float,
+) -> Choice | None:  # fmt: skip
+    """One option a group at the least cost, with each table's sum at most its limit."""
     sizes = [len(c) for c in costs]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
     total = int(starts[-1])
+
+    def picked(choices: Sequence[Choice]) -> csr_matrix:
+        """A row a choice, whose product with the solution is the number of groups that agree."""
+        rows = lil_matrix((len(choices), total))
+        for row, choice in enumerate(choices):
+            for group, index in enumerate(choice):
+                rows[row, starts[group] + index] = 1
+        return rows.tocsr()
+
     one = lil_matrix((len(sizes), total))
     for group, size in enumerate(sizes):
         one[group, starts[group] : starts[group] + size] = 1
     constraints = [LinearConstraint(one.tocsr(), 1, 1)]
-    if np.isfinite(allowance):
-        flat = np.concatenate(scores)
-        unit = max(float(flat.max()), 1e-30)
-        constraints.append(LinearConstraint((flat / unit)[None, :], -np.inf, allowance / unit))
+    for table, limit in limits:
+        if np.isfinite(limit):
+            flat = np.concatenate(table)
+            unit = max(float(np.abs(flat).max()), 1e-30)
+            constraints.append(LinearConstraint((flat / unit)[None, :], -np.inf, limit / unit))
     if tried:
-        cuts = lil_matrix((len(tried), total))
-        for row, choice in enumerate(tried):
-            for group, index in enumerate(choice):
-                cuts[row, starts[group] + index] = 1
-        constraints.append(LinearConstraint(cuts.tocsr(), -np.inf, len(sizes) - 1))
+        constraints.append(LinearConstraint(picked(tried), -np.inf, len(sizes) - 1))
+    if region is not None:
+        constraints.append(LinearConstraint(picked([region.centre]), len(sizes) - region.radius, np.inf))
     flat_cost = np.concatenate(costs)
     result = milp(
         flat_cost / max(float(np.abs(flat_cost).max()), 1e-30),

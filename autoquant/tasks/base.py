@@ -63,6 +63,10 @@ class Task(ABC):
     def items(self, split: str) -> int:
         """Number of judged items in `split`."""
 
+    def rows_of(self, split: str, items: Sequence[int]) -> Sequence[int]:
+        """The rows that these items are judged by: their own, where an item is a row; else all rows, unless a task says."""
+        return items if self.items(split) == self.rows(split) else range(self.rows(split))
+
     @abstractmethod
     def batch(self, split: str, rows: Sequence[int]) -> Batch:
         """The model inputs of these rows, padded to the longest of them."""
@@ -135,9 +139,14 @@ class Task(ABC):
         return {"task": self.name, "metric": self.metric, "items": {split: self.items(split) for split in SPLITS}}
 
 
-def batches(task: Task, split: str, batch_size: int) -> list[list[int]]:
-    """Row numbers of the batches of a split: like lengths together, longest first (so memory peaks at once)."""
-    order = np.argsort(-np.asarray(task.lengths(split)), kind="stable")
+def batches(task: Task, split: str, batch_size: int, rows: Sequence[int] | None = None) -> list[list[int]]:
+    """Row numbers of the batches of a split: like lengths together, longest first (so memory peaks at once).
+
+    Args:
+        rows: those to take; None takes all.
+    """
+    chosen = np.arange(task.rows(split)) if rows is None else np.asarray(rows, int)
+    order = chosen[np.argsort(-np.asarray(task.lengths(split))[chosen], kind="stable")]
     return [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
 
 

@@ -95,6 +95,11 @@ class Retrieval(DataTask):
     def items(self, split: str) -> int:
         return len(self._parts[split].queries)
 
+    def rows_of(self, split: str, items: Sequence[int]) -> Sequence[int]:
+        """All documents, and these queries."""
+        documents = len(self._parts[split].documents)
+        return [*range(documents), *(documents + item for item in items)]
+
     def _run(self, model: nn.Module, batch: Batch) -> Tensor:
         return self._embedding(call(model, batch, "last_hidden_state"), batch)
 

@@ -84,6 +84,10 @@ class STS(DataTask):
     def items(self, split: str) -> int:
         return len(self._gold[split])
 
+    def rows_of(self, split: str, items: Sequence[int]) -> Sequence[int]:
+        """A pair is one row of a cross-encoder; for embeddings its two texts are n rows apart."""
+        return items if self.crossencoder else [*items, *(self.items(split) + item for item in items)]
+
     def _run(self, model: nn.Module, batch: Batch) -> Tensor:
         if self.crossencoder:
             return call(model, batch, "logits")

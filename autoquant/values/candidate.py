@@ -19,7 +19,9 @@ class Candidate:
         drop, error: paired drop on the search split and its standard error.
         margin: what the certified bound is expected to be, less the budget; feasible when ≤ 0.
         divergence, predicted_divergence: of the model's output (nats, or half the squared distance).
-        state: complete, failed or skipped; `reason` says why it is not complete.
+        items: that it was judged by: fewer than the split has where the race was decided before.
+        within_cap: it keeps to --max-mb and --max-ms, where they are given.
+        state: complete, failed or skipped (it could not beat the best by its price); `reason` says why.
     """
 
     number: int
@@ -40,6 +42,7 @@ class Candidate:
     predicted_divergence: float = float("nan")
     items: int = 0
     seconds: float = 0.0
+    within_cap: bool = True
 
     @property
     def quantized(self) -> bool:
@@ -48,7 +51,7 @@ class Candidate:
 
     @property
     def feasible(self) -> bool:
-        return self.state == "complete" and self.margin <= 0
+        return self.state == "complete" and self.margin <= 0 and self.within_cap
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "feasible": self.feasible}

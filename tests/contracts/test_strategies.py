@@ -10,8 +10,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from autoquant.search import STRATEGIES, open_study, run_search
-from autoquant.search.sampler import space_of
+from autoquant.errors import UsageError
+from autoquant.search import STRATEGIES, check_size, open_study, run_search, warm_starts
+from autoquant.search.ledger import space_of
+from autoquant.search.study import starting_maps
 from autoquant.values import Candidate
 from tests import synthetic
 from tests.synthetic import Judge
@@ -41,7 +43,8 @@ def search(
 
 
 def maps(found: list[Candidate]) -> list[tuple[str, tuple]]:
-    return [(c.base_dtype, tuple(c.layers.items())) for c in found]
+    """Of all that were evaluated: a map that cannot beat the best by its price is skipped."""
+    return [(c.base_dtype, tuple(c.layers.items())) for c in found if c.state != "skipped"]
 
 
 def timeless(found: list[Candidate]) -> list[Candidate]:
@@ -64,14 +67,14 @@ def test_no_quantization_and_uniform_maps_come_first(strategy: str, tmp_path: Pa
 def test_no_map_is_evaluated_twice(strategy: str, tmp_path: Path) -> None:
     judged = judge(2)  # 32 maps: whoever draws at random would
     found, _ = search(judged, tmp_path / "journal", strategy, trials=30)
-    assert len(set(judged.asked)) == len(judged.asked) == len(found) > 6
+    assert len(set(judged.asked)) == len(judged.asked) == len(maps(found)) > 5
 
 
 def test_candidates_hold_what_was_measured(strategy: str, tmp_path: Path) -> None:
     judged = judge()
     found, _ = search(judged, tmp_path / "journal", strategy)
     assert maps(found) == judged.asked
-    for candidate in found:
+    for candidate in (c for c in found if c.state == "complete"):
         choice = judged.choice(candidate.base_dtype, dict(candidate.layers))
         assert candidate.bytes == int(judged.problem.total_bytes(candidate.base_dtype, choice))
         assert candidate.ms == pytest.approx(judged.ms(candidate.base_dtype, choice))
@@ -95,7 +98,8 @@ def test_a_failing_map_is_recorded_with_its_reason_and_the_search_goes_on(strate
 
     judged = replace(judge(), before=fail, asked=[])
     found, _ = search(judged, tmp_path / "journal", strategy)
-    failed = {c.number + 1: c.reason for c in found if c.state == "failed"}
+    evaluated = [c for c in found if c.state != "skipped"]
+    failed = {number: c.reason for number, c in enumerate(evaluated, 1) if c.state == "failed"}
     assert failed == {3: "MemoryError: too large", 4: "RuntimeError: no kernel", 6: "KeyError: 'weight'"}
     assert not any(c.feasible for c in found if c.state == "failed")
     assert maps(found) == judged.asked and len(found) > 6
@@ -126,7 +130,7 @@ def test_ctrl_c_leaves_the_study_usable_and_the_map_comes_again(strategy: str, t
     assert len(stopped.asked) == 5 and stopped.asked[-1] in again.asked
     assert not set(stopped.asked[:-1]) & set(again.asked)
     assert sorted(maps(found)) == sorted({*stopped.asked, *again.asked})
-    assert all(c.state == "complete" for c in found) and len(found) <= TRIALS
+    assert all(c.state in ("complete", "skipped") for c in found) and len(maps(found)) <= TRIALS
 
 
 @pytest.mark.parametrize("after", [0, 1, 7])
@@ -141,9 +145,10 @@ def test_a_killed_search_resumes_without_losing_or_repeating_a_map(strategy: str
     running = study.ask(space_of(killed.problem))  # the process dies here: a trial is left running
     found, _ = search(again, path, strategy)
     assert not set(killed.asked) & set(again.asked)
-    assert sorted(maps(found)) == sorted(killed.asked + again.asked) and len(found) <= TRIALS
-    params = [t.params for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
-    assert running.params in params, "the map that was being evaluated is evaluated after all"
+    assert sorted(maps(found)) == sorted(killed.asked + again.asked) and len(maps(found)) <= TRIALS
+    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    params = [t.params for t in study.trials if t.state in done]
+    assert running.params in params, "the map that was being evaluated is evaluated after all, or is too dear by now"
     assert {c.base_dtype for c in found if not c.quantized} == {"float32", "bfloat16"}
 
 
@@ -151,7 +156,7 @@ def test_a_resumed_run_draws_on_and_not_the_same_again(tmp_path: Path) -> None:
     judged = judge(8)
     first, _ = search(judged, tmp_path / "journal", "random", trials=10)
     found, _ = search(judged, tmp_path / "journal", "random", trials=14)
-    assert len(first) == 10 and len(found) == 14, "65536 maps: nobody draws one twice by chance"
+    assert len(maps(first)) == 10 and len(maps(found)) == 14, "65536 maps: nobody draws one twice by chance"
 
 
 def test_a_trial_that_died_before_its_map_was_decided_is_harmless(strategy: str, tmp_path: Path) -> None:
@@ -161,7 +166,7 @@ def test_a_trial_that_died_before_its_map_was_decided_is_harmless(strategy: str,
     trial = study.ask()
     trial.suggest_categorical("layer0", judged.problem.options[0])
     found, _ = search(judge(), tmp_path / "journal", strategy)
-    assert len(found) >= 7 and all(c.state == "complete" for c in found)
+    assert len(found) >= 7 and all(c.state in ("complete", "skipped") for c in found)
 
 
 def test_a_map_that_kills_the_process_twice_is_given_up(strategy: str, tmp_path: Path) -> None:
@@ -179,7 +184,7 @@ def test_a_map_that_kills_the_process_twice_is_given_up(strategy: str, tmp_path:
     found, _ = search(judged, tmp_path / "journal", strategy, trials=7)
     (given_up,) = [c for c in found if c.state == "failed"]
     assert "killed twice" in given_up.reason and given_up.label.startswith("uniform")
-    assert len(judged.asked) == len(set(judged.asked)) + 1 == len(found) + 1
+    assert len(judged.asked) == len(set(judged.asked)) + 1 == len(maps(found)) + 1
 
 
 def test_half_a_line_at_the_end_of_the_journal_is_no_obstacle(strategy: str, tmp_path: Path) -> None:
@@ -195,7 +200,7 @@ def test_half_a_line_at_the_end_of_the_journal_is_no_obstacle(strategy: str, tmp
 def test_a_finished_search_evaluates_nothing_more(strategy: str, tmp_path: Path) -> None:
     judged, again = judge(), judge()
     found, reason = search(judged, tmp_path / "journal", strategy, trials=7)
-    assert reason == "all 7 trials done" and len(found) == 7
+    assert reason == "all 7 trials done" and len(maps(found)) == 7
     assert search(again, tmp_path / "journal", strategy, trials=7)[0] == found and not again.asked
 
 
@@ -210,7 +215,7 @@ def test_each_trial_is_told_at_once(strategy: str, tmp_path: Path) -> None:
     judged = judge()
     told: list[int] = []
     study = open_study(tmp_path / "journal", judged.problem, strategy, 0)
-    run_search(judged.problem, judged, study, trials=6, on_trial=lambda found: told.append(len(found)))
+    run_search(judged.problem, judged, study, trials=6, on_trial=lambda found: told.append(len(maps(found))))
     assert told == [1, 2, 3, 4, 5, 6]
 
 
@@ -219,3 +224,52 @@ def test_the_best_found_is_at_least_as_good_as_any_starting_map(strategy: str, t
     feasible = [c.saving for c in found if c.feasible]
     assert max(feasible) >= max(c.saving for c in found if c.feasible and c.origin == "enqueued")
     assert os.path.getsize(tmp_path / "journal") > 0
+
+
+def test_a_cold_search_begins_with_nothing_and_finds_something(strategy: str, tmp_path: Path) -> None:
+    judged = judge()
+    study = open_study(tmp_path / "journal", judged.problem, strategy, 0)
+    found, _ = run_search(judged.problem, judged, study, trials=12, starts=())
+    assert maps(found) == judged.asked and judged.asked
+    assert all(c.origin == "proposed" for c in found)
+
+
+def test_a_warm_search_of_who_does_not_know_the_profile_begins_with_its_front(strategy: str) -> None:
+    problem = synthetic.make(6)
+    plain, warm = starting_maps(problem), warm_starts(problem, strategy)
+    assert warm[: len(plain)] == plain
+    assert (len(warm) > len(plain)) == (not STRATEGIES[strategy].guided)
+    assert len({(base, choice) for _, base, choice in warm}) == len(warm)
+
+
+def test_a_map_that_cannot_beat_the_best_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    judged = judge(8, limit=10.0)  # the uniform map that saves most is within the budget: chance hardly beats it
+    found, reason = search(judged, tmp_path / "journal", "random", trials=20)
+    assert "100 maps in a row" in reason
+    skipped = [c for c in found if c.state == "skipped"]
+    assert skipped and all("the best so far saves" in c.reason and not c.feasible for c in skipped)
+    assert len(judged.asked) == len(found) - len(skipped) <= 20
+    assert not {(c.base_dtype, tuple(c.layers.items())) for c in skipped} & set(judged.asked)
+
+
+def test_who_tries_everything_finds_the_best_and_says_when_it_is_too_much(tmp_path: Path) -> None:
+    judged = judge(3)
+    found, reason = search(judged, tmp_path / "journal", "exhaustive", trials=10**6)
+    assert reason == "no map that was not tried promises more"
+    assert max(c.saving for c in found if c.feasible) == pytest.approx(judged.best(), rel=1e-3)
+    with pytest.raises(UsageError, match="surrogate"):
+        check_size("exhaustive", ("float32",), [("float", "a", "b", "c")] * 40)
+    check_size("surrogate", ("float32",), [("float", "a", "b", "c")] * 400)
+    check_size("exhaustive", ("float32",), [("float", "a", "b", "c")] * 6)
+
+
+def test_greedy_goes_one_layer_at_a_time(tmp_path: Path) -> None:
+    judged = judge(5)
+    study = open_study(tmp_path / "journal", judged.problem, "greedy", 0)
+    found, _ = run_search(judged.problem, judged, study, trials=40, starts=())
+    before: set[str] = set()
+    for candidate in found:
+        now = {name for name, scheme in candidate.layers.items() if scheme != candidate.base_dtype}
+        assert len(now - before) <= 1
+        before = now if candidate.feasible else before
+    assert max(c.saving for c in found if c.feasible) > 0.9 * judged.best()

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoquant.search import open_study, run_search
+from autoquant.search import STRATEGIES, open_study, run_search
+from autoquant.search.ledger import Exhausted, Seen, from_params, promise, space_of, to_params
 from autoquant.search.problem import Choice, Problem
-from autoquant.search.sampler import Exhausted, Seen, allowances, from_params, promise, propose, space_of, to_params
+from autoquant.search.strategies.surrogate import allowances, propose, trust_region
+from autoquant.search.surrogate import Region
 from tests import synthetic
 from tests.synthetic import Judge
 
@@ -26,8 +28,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def seen(problem: Problem, base: str, choice: Choice, margin: float, divergence: float | None = None) -> Seen:
     score = problem.score(choice)
     return Seen(
-        base, choice, promise(problem, base, choice), margin, score if divergence is None else divergence, score
-    )
+        base, choice, promise(problem, base, choice), margin, score if divergence is None else divergence, score,
+        ms=problem.total_ms(base, choice),
+    )  # fmt: skip
 
 
 def untried(problem: Problem, *trials: Seen) -> dict[str, list[Choice]]:
@@ -52,12 +55,12 @@ def test_everything_is_allowed_until_something_fails() -> None:
     assert allowed_next(problem, seen(problem, "float32", (3, 3, 3), -1)) == [math.inf]
 
 
-def test_between_pass_and_fail_the_middle_is_allowed_first_and_then_more() -> None:
+def test_between_pass_and_fail_the_crossing_is_allowed_first_and_then_more() -> None:
     problem = synthetic.make(3)
     passed, failed = seen(problem, "float32", (1, 1, 1), -1), seen(problem, "float32", (3, 3, 3), 1)
     low, high = problem.score((1, 1, 1)), problem.score((3, 3, 3))
     found = allowed_next(problem, passed, failed)
-    assert found[0] == pytest.approx(math.sqrt(low * high))
+    assert found[0] == pytest.approx(min((low + high) / 2, low * (high / low) ** 0.75)), "where the margin crosses 0"
     assert found == sorted(found) and low < found[0] and found[-1] < high < 1.001 * found[-1]
 
 
@@ -145,3 +148,74 @@ def test_the_optimum_is_found_when_profile_and_prices_are_wrong(seed: int, tmp_p
     judged = Judge(problem, 0.15 * problem.score((3, 3, 3, 3), theta), theta, {"bfloat16": 1e-4}, {"bfloat16": 1.15})
     found, _ = run_search(problem, judged, open_study(tmp_path / "journal", problem, "surrogate", 0), trials=30)
     assert max(c.saving for c in found if c.feasible) >= 0.97 * judged.best()
+
+
+def test_a_map_that_barely_failed_is_asked_for_again_with_a_little_less() -> None:
+    problem = synthetic.make(3)
+    passed = seen(problem, "float32", (1, 1, 1), -1)
+    barely, badly = (seen(problem, "float32", (3, 3, 3), margin) for margin in (0.1, 10))
+    assert allowed_next(problem, passed, barely)[0] > allowed_next(problem, passed, badly)[0]
+
+
+def test_the_trust_region_comes_late_and_shrinks_with_failures() -> None:
+    problem = synthetic.make(8)
+    centre = seen(problem, "float32", (1,) * 8, -1)
+    failed = [seen(problem, "float32", (3,) * number + (1,) * (8 - number), 1) for number in range(1, 7)]
+    assert trust_region([centre, *failed[:4]]) is None
+    regions = [trust_region([centre, *failed[: 5 + more]]) for more in (0, 1)]
+    assert all(region is not None and region.centre == (1,) * 8 for region in regions)
+    assert [region.radius for region in regions if region] == [1, 1]
+    won = trust_region([*failed[:5], centre])
+    assert won is not None and won.radius == 4, "after a success half of the groups may change"
+
+
+def test_outside_the_trust_region_is_looked_at_when_nothing_in_it_is_worth_a_trial() -> None:
+    problem = synthetic.make(4, bases=("float32",))
+    centre = replace(seen(problem, "float32", (1, 0, 0, 0), -1))
+    failed = [seen(problem, "float32", (3, 3, 3, 3), 1), *(seen(problem, "float32", (3, 3, 3, i), 1) for i in range(3))]
+    again = [seen(problem, "float32", (3, 3, i, 3), 1) for i in range(3)]
+    trials = [centre, *failed, *again]
+    assert trust_region(trials) == Region((1, 0, 0, 0), 1)
+    base, choice = propose(problem, trials, untried(problem, *trials))
+    assert promise(problem, base, choice) > centre.saving
+
+
+def capped(problem: Problem, share: float) -> Problem:
+    """Bytes of float32 times `share` at most."""
+    return replace(problem, max_bytes=share * problem.reference_bytes)
+
+
+def test_under_a_cap_the_smallest_divergence_is_proposed() -> None:
+    problem = capped(synthetic.make(4), 0.4)
+    base, choice = propose(problem, [], untried(problem))
+    under = [
+        problem.score(c) for b in problem.base_dtypes for c in itertools.product(range(4), repeat=4)
+        if problem.total_bytes(b, c) <= problem.max_bytes
+    ]  # fmt: skip
+    assert problem.total_bytes(base, choice) <= problem.max_bytes
+    assert problem.score(choice) == pytest.approx(min(under))
+
+
+def test_under_a_cap_of_latency_the_time_that_maps_really_take_counts() -> None:
+    problem = synthetic.make(4, bases=("float32",))
+    problem = replace(problem, max_ms=0.6 * problem.reference_ms)
+    slow = seen(problem, "float32", (3, 3, 3, 3), -1)
+    slow = replace(slow, ms=1.3 * problem.total_ms("float32", (3, 3, 3, 3)), over=1.0)
+    _, choice = propose(problem, [slow], untried(problem, slow))
+    assert 1.3 * problem.total_ms("float32", choice) <= problem.max_ms
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_search_under_a_cap_finds_the_smallest_drop_there_is(strategy: str, tmp_path: Path) -> None:
+    problem = capped(synthetic.make(3), 0.35)
+    judged = Judge(problem, 1.0)
+    study = open_study(tmp_path / "journal", problem, strategy, 0)
+    found, _ = run_search(problem, judged, study, trials=24)
+    under = [c for c in found if c.state == "complete" and c.within_cap]
+    assert under and all(c.bytes <= problem.max_bytes + 1 for c in under)
+    least = min(
+        judged.divergence(b, c) for b in problem.base_dtypes for c in itertools.product(range(4), repeat=3)
+        if problem.total_bytes(b, c) <= problem.max_bytes
+    )  # fmt: skip
+    factor = 1.0 + 1e-9 if STRATEGIES[strategy].guided else 4.0  # who knows nothing of the profile finds something
+    assert min(c.drop for c in under) <= factor * least

@@ -1,0 +1,147 @@
+"""The study as the search's ledger: maps as Optuna parameters, and what the finished trials say.
+
+Nothing is kept beside the storage: every proposal is made from what stands there, so that a resumed run goes on where it
+was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from autoquant.search.problem import Choice, Problem
+
+BASE = "base_dtype"
+FIXED = "fixed_params"
+"""Where Optuna keeps the parameters of an enqueued trial."""
+REFINED = "refined"
+"""User attribute of a study: group → option → one-layer divergence that was measured exactly."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a strategy needs to know of a finished trial.
+
+    Attributes:
+        margin: what the certified bound is expected to be, less the budget.
+        predicted: the divergence that the profile's scores add up to.
+        over: largest share by which a cap is exceeded; 0 or less is within all caps.
+        proposed: not one of the maps that every search begins with.
+    """
+
+    base: str
+    choice: Choice
+    saving: float
+    margin: float
+    divergence: float
+    predicted: float
+    drop: float = 0.0
+    ms: float = float("nan")
+    over: float = 0.0
+    proposed: bool = True
+
+
+class Exhausted(Exception):  # noqa: N818
+    """No map is left that promises more than the best one found."""
+
+
+def space_of(problem: Problem) -> dict[str, BaseDistribution]:
+    """One categorical parameter a group, and one for the base dtype."""
+    space: dict[str, BaseDistribution] = {BASE: CategoricalDistribution(problem.base_dtypes)}
+    for group, options in zip(problem.groups, problem.options, strict=True):
+        if len(options) > 1:
+            space[group.name] = CategoricalDistribution(options)
+    return space
+
+
+def to_params(problem: Problem, base: str, choice: Choice) -> dict[str, str]:
+    chosen = {
+        group.name: options[index]
+        for group, options, index in zip(problem.groups, problem.options, choice, strict=True)
+        if len(options) > 1
+    }
+    return {BASE: base, **chosen}
+
+
+def from_params(problem: Problem, params: Mapping[str, Any]) -> tuple[str, Choice]:
+    choice = tuple(
+        options.index(params[group.name]) if group.name in params else 0
+        for group, options in zip(problem.groups, problem.options, strict=True)
+    )
+    return params[BASE], choice
+
+
+def params_of(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    """The parameters of a trial, which one that has not begun does not have as its own yet."""
+    return {**trial.system_attrs.get(FIXED, {}), **trial.params}
+
+
+def seen_trials(problem: Problem, study: optuna.Study) -> list[Seen]:
+    found = []
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
+        base, choice = from_params(problem, trial.params)
+        attrs = trial.user_attrs
+        saving = problem.saving(attrs["ms"], attrs["bytes"])
+        figures = (attrs["margin"], attrs["divergence"], attrs["predicted_divergence"], attrs["drop"], attrs["ms"])
+        over = problem.over(attrs["ms"], attrs["bytes"])
+        found.append(Seen(base, choice, saving, *figures, over, attrs.get("origin") != "enqueued"))
+    return found
+
+
+def tried_choices(problem: Problem, study: optuna.Study) -> dict[str, list[Choice]]:
+    """Base dtype → choices of all trials, failed, skipped and running ones too: none is proposed twice."""
+    tried: dict[str, list[Choice]] = {base: [] for base in problem.base_dtypes}
+    for trial in study.get_trials(deepcopy=False):
+        params = params_of(trial)
+        if space_of(problem).keys() <= params.keys():  # a killed run can leave a trial with some of its parameters
+            base, choice = from_params(problem, params)
+            tried[base].append(choice)
+    return tried
+
+
+def as_refined(problem: Problem, study: optuna.Study) -> Problem:
+    """The problem with the scores that were measured exactly since the profile was taken."""
+    measured: Mapping[str, Mapping[str, float]] = study.user_attrs.get(REFINED, {})
+    if not measured:
+        return problem
+    scores = tuple(
+        np.array([measured.get(group.name, {}).get(name, score) for name, score in zip(options, s, strict=True)])
+        for group, options, s in zip(problem.groups, problem.options, problem.scores, strict=True)
+    )
+    return replace(problem, scores=scores)
+
+
+def promise(problem: Problem, base: str, choice: Choice) -> float:
+    """The saving that the prices add up to; measured end to end it comes out a little different."""
+    return problem.saving(problem.total_ms(base, choice), problem.total_bytes(base, choice))
+
+
+def held(problem: Problem, seen: Sequence[Seen], base: str) -> float:
+    """The share of its promised saving that a quantized map keeps end to end: median in this base dtype, else in all."""
+    return _kept({s: s.saving / promise(problem, s.base, s.choice) for s in seen if any(s.choice)}, base)
+
+
+def slowdown(problem: Problem, seen: Sequence[Seen], base: str) -> float:
+    """How many times its predicted latency a quantized map takes end to end: median in this base dtype, else in all."""
+    return _kept({s: s.ms / problem.total_ms(s.base, s.choice) for s in seen if any(s.choice)}, base)
+
+
+def _kept(ratios: Mapping[Seen, float], base: str) -> float:
+    own = [ratio for seen, ratio in ratios.items() if seen.base == base] or list(ratios.values())
+    return median(own) if own else 1.0
+
+
+def base_divergence(seen: Sequence[Seen], base: str) -> float:
+    """What casting the whole model to `base` adds: observed on the map without any quantized layer, else 0."""
+    return next((s.divergence for s in seen if s.base == base and not any(s.choice)), 0.0)
+
+
+def best_saving(seen: Sequence[Seen]) -> float:
+    """Of the maps within the budget; 0 if there is none."""
+    return max((s.saving for s in seen if s.margin <= 0), default=0.0)

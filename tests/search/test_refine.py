@@ -1,0 +1,65 @@
+"""What happens when the surrogate is off: it is noticed, measured exactly and said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoquant.search import items_read, open_study, run_search
+from autoquant.search.ledger import REFINED, as_refined
+from autoquant.search.refine import EVENTS, PAIRS
+from tests import synthetic
+from tests.synthetic import Judge
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+def searched(theta: np.ndarray, path: Path) -> tuple[Judge, object, list[str], list[tuple[str, dict[str, str]]]]:
+    problem = synthetic.make(len(theta), bases=("float32",))
+    judged = Judge(problem, 0.2 * problem.score((3,) * len(theta), theta), theta)
+    said: list[str] = []
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    def measure(base: str, layers: dict[str, str]) -> tuple[float, int]:
+        asked.append((base, layers))
+        return judged.divergence(base, judged.choice(base, layers)), 64
+
+    study = open_study(path, problem, "surrogate", 0)
+    run_search(problem, judged, study, trials=20, measure=measure, say=said.append)
+    return judged, study, said, asked
+
+
+def test_a_profile_that_holds_is_left_alone(tmp_path: Path) -> None:
+    _, study, said, asked = searched(np.zeros(6), tmp_path / "journal")
+    assert not said and not asked and items_read(study) == 0
+
+
+def test_a_profile_that_is_off_is_noticed_measured_and_said(tmp_path: Path) -> None:
+    theta = np.array([1.5, 0.0, -1.0, 0.0, 1.2, 0.0])
+    judged, study, said, asked = searched(theta, tmp_path / "journal")
+    assert said and "times" not in said[0] and "as predicted" in said[0] and "measured" in said[0]
+    assert all(sum(name != "float32" for name in layers.values()) == 1 for _, layers in asked), "one layer at a time"
+    assert len(asked) == len({str(pair) for pair in asked}), "no pair is measured twice"
+    events = study.user_attrs[EVENTS]
+    assert sum(e["pairs"] for e in events) == len(asked) and max(e["pairs"] for e in events) <= PAIRS
+    assert items_read(study) == 64 * len(asked)
+    refined = as_refined(judged.problem, study)
+    for group, measured in study.user_attrs[REFINED].items():
+        place = [g.name for g in refined.groups].index(group)
+        for name, value in measured.items():
+            option = refined.options[place].index(name)
+            alone = tuple(option if g == place else 0 for g in range(6))
+            assert refined.score(alone) == pytest.approx(value) == judged.problem.score(alone, theta)
+
+
+def test_what_was_measured_is_there_after_a_restart(tmp_path: Path) -> None:
+    theta = np.array([1.5, 0.0, -1.0, 0.0, 1.2, 0.0])
+    judged, study, *_ = searched(theta, tmp_path / "journal")
+    again = open_study(tmp_path / "journal", judged.problem, "surrogate", 0)
+    assert again.user_attrs[REFINED] == study.user_attrs[REFINED]
