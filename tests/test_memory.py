@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from autoquant.memory import MappedFiles, trim
+from autoquant.memory import MappedFiles, peak, reset_peak, trim
 from autoquant.runtimes.native import avx512
 from autoquant.runtimes.torch_runtime import Int8Linear
 from autoquant.schemes import SCHEMES, quantize
@@ -84,3 +84,16 @@ def test_a_layer_holds_its_weight_once(name: str) -> None:
     assert layer._packed is None
     codes = layer.weight if scheme.input is None else layer.weight.t()
     assert torch.equal(codes, weight.values)
+
+
+@linux
+def test_a_peak_begins_without_what_was_freed() -> None:
+    """A model that moves into memory which was freed before must count in full."""
+    size = 64 * 2**20
+    pieces = [bytearray(b"x" * 60_000) for _ in range(size // 60_000)]  # small: malloc keeps what is freed of them
+    last = bytearray(b"x" * 60_000)  # keeps the heap from shrinking by itself
+    del pieces
+    before = reset_peak()
+    again = [bytearray(b"x" * 60_000) for _ in range(size // 60_000)]
+    assert peak() - before > size * 0.9
+    del again, last
