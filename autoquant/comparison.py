@@ -18,6 +18,7 @@ from autoquant.certify.worker import run_job
 from autoquant.checkpoint import read_layer_map
 from autoquant.checkpoint.formats import FORMATS
 from autoquant.errors import UsageError, pick
+from autoquant.evaluation import saved_values
 from autoquant.exports import export_in
 from autoquant.models.layers import fingerprint_model
 from autoquant.models.loading import architectures, load_model, resolve, task_for
@@ -236,8 +237,7 @@ def _values(pair: Pair, task: DataTask, name: str, folder: Path, progress: Progr
         "batch_size": batch_size,
         "reference": None if name == "float32" else str(folder / "float32.npz"),
     }
-    with np.load(run_job(job, folder, name)["values"]) as file:
-        return file["values"]
+    return saved_values(run_job(job, folder, name)["values"])
 
 
 def _use(pair: Pair, task: DataTask) -> Use:

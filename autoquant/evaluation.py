@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoquant import artifacts
 from autoquant.errors import NumericsError
 from autoquant.tasks.base import Batch, Task, batches, to_device
 
@@ -36,6 +38,23 @@ class Evaluation:
     reduced: Tensor
     batch_size: int
     seconds: float
+
+    def save(self, path: Path) -> None:
+        """Item values and what was kept of the rows, as an npz that `saved_values` and `saved_rows` read."""
+        with artifacts.atomic(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, values=self.values, reduced=self.reduced.numpy())
+
+
+def saved_values(path: str | Path) -> np.ndarray:
+    """`values` of an evaluation that was saved."""
+    with np.load(path) as file:
+        return file["values"]
+
+
+def saved_rows(path: str | Path) -> Tensor:
+    """`reduced` of an evaluation that was saved."""
+    with np.load(path) as file:
+        return torch.from_numpy(file["reduced"])
 
 
 def evaluate_split(

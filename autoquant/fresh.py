@@ -17,7 +17,7 @@ import torch
 from autoquant import artifacts
 from autoquant.certify.worker import run_job
 from autoquant.checkpoint import load, write_checkpoint
-from autoquant.evaluation import evaluate_split, forward_call, time_models
+from autoquant.evaluation import evaluate_split, forward_call, saved_rows, saved_values, time_models
 from autoquant.runtimes.graph import as_written
 from autoquant.session import Session
 from autoquant.values import LayerMap
@@ -93,13 +93,12 @@ def measure_latency(session: Session, plain: Mapping[str, LayerMap | None], serv
 
 def _measure_here(session: Session, name: str, path: Path | None, folder: Path) -> dict[str, Any]:
     model = session.model if path is None else load(path, model=copy.deepcopy(session.model), runtime=session.runtime)
-    reference = None if path is None else torch.from_numpy(np.load(folder / "float32.npz")["reduced"])
+    reference = None if path is None else saved_rows(folder / "float32.npz")
     found = evaluate_split(
         model, session.task, "certification", batch_size=session.settings.eval_batch_size, reference=reference,
         is_reference=path is None,
     )  # fmt: skip
-    with artifacts.atomic(folder / f"{name}.npz") as temporary, open(temporary, "wb") as file:
-        np.savez(file, values=found.values, reduced=found.reduced.numpy())
+    found.save(folder / f"{name}.npz")
     return {
         "metric": found.metric,
         "items": len(found.values),
@@ -149,5 +148,4 @@ def _model_item(session: Session, path: Path | None) -> dict[str, Any]:
 
 
 def load_values(answer: Mapping[str, Any]) -> np.ndarray:
-    with np.load(answer["values"]) as file:
-        return file["values"]
+    return saved_values(answer["values"])

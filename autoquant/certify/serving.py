@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from autoquant import artifacts
-from autoquant.certify.worker import open_model
+from autoquant.certify.worker import exit_code_of, open_model
 from autoquant.errors import AutoquantError
-from autoquant.evaluation import evaluate_split
+from autoquant.evaluation import evaluate_split, saved_rows, saved_values
 from autoquant.models.loading import load_processor
 from autoquant.tasks import from_spec
 
@@ -71,8 +71,7 @@ class Judge:
             raise AutoquantError(f"The process of {self._name} ended: {self._last_words()}")
         if error := json.loads(line).get("error"):
             raise AutoquantError(f"{self._name}: {error}")
-        with np.load(out) as file:
-            return file["values"], out
+        return saved_values(out), out
 
     def close(self) -> None:
         """End the process."""
@@ -102,16 +101,12 @@ def serve(job: dict[str, Any], answers: Any) -> None:
 def _judge(model: torch.nn.Module, processor: Any, job: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     try:
         task = from_spec({**job["task"], "data": asked["data"], "fingerprint": None}, processor)
-        reference = None
-        if asked["reference"]:
-            with np.load(asked["reference"]) as file:
-                reference = torch.from_numpy(file["reduced"])
+        reference = saved_rows(asked["reference"]) if asked["reference"] else None
         found = evaluate_split(
             model, task, "certification", batch_size=job["batch_size"], reference=reference,
             is_reference=asked["reference"] is None,
         )  # fmt: skip
-        with artifacts.atomic(Path(asked["out"])) as temporary, open(temporary, "wb") as file:
-            np.savez(file, values=found.values, reduced=found.reduced.numpy())
+        found.save(Path(asked["out"]))
     except AutoquantError as error:
         return {"error": str(error)}
     return {}
@@ -119,12 +114,7 @@ def _judge(model: torch.nn.Module, processor: Any, job: dict[str, Any], asked: d
 
 def main(path: str) -> int:
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not end up among the answers
-    try:
-        serve(artifacts.read_json(Path(path)), answers)
-    except AutoquantError as error:
-        print(str(error).replace("\n", " "), file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code_of(lambda: serve(artifacts.read_json(Path(path)), answers))
 
 
 if __name__ == "__main__":

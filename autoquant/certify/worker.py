@@ -10,16 +10,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from autoquant import artifacts
 from autoquant.errors import AutoquantError
-from autoquant.evaluation import evaluate_split, forward_call, time_models
+from autoquant.evaluation import evaluate_split, forward_call, saved_rows, time_models
 from autoquant.exports import load
 from autoquant.memory import peak, reset_peak
 from autoquant.models.loading import architectures, load_model, load_processor, open_stock
@@ -77,10 +77,7 @@ def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:
     for _ in range(2):
         call()
     highest = peak() - before
-    reference = None
-    if job.get("reference"):
-        with np.load(job["reference"]) as file:
-            reference = torch.from_numpy(file["reduced"])
+    reference = saved_rows(job["reference"]) if job.get("reference") else None
 
     def advance(done: int, total: int) -> None:
         bar.update(done - bar.n)
@@ -99,8 +96,7 @@ def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:
             progress=advance, notify=lambda text: tqdm.write(text, file=sys.stdout),
         )  # fmt: skip
     values = Path(job["out"]).with_suffix(".npz")
-    with artifacts.atomic(values) as temporary, open(temporary, "wb") as file:
-        np.savez(file, values=found.values, reduced=found.reduced.numpy())
+    found.save(values)
     return {
         "class": type(model).__name__,
         "metric": found.metric,
@@ -134,8 +130,13 @@ def main(path: str) -> int:
     job = artifacts.read_json(Path(path))
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
+    return exit_code_of(lambda: artifacts.write_json(Path(job["out"]), JOBS[job["kind"]](job)))
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Do the work of a process; what went wrong becomes its last line on stderr, which the parent reads."""
     try:
-        artifacts.write_json(Path(job["out"]), JOBS[job["kind"]](job))
+        work()
     except AutoquantError as error:
         print(str(error).replace("\n", " "), file=sys.stderr)
         return error.exit_code

@@ -6,7 +6,6 @@ error. `serve` loads the engine's files, reports memory and output, then waits: 
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from autoquant.memory import trim
+from autoquant.memory import peak, reset_peak
 from benchmarks.peers.engines import engine
 from benchmarks.peers.engines.base import Engine, Round, UnsupportedError
 from benchmarks.peers.models import MODELS, STEPS, Shape, Source
@@ -66,7 +65,7 @@ def serve(job: dict[str, Any], source: Source, chosen: Engine, send: Send) -> No
     with np.load(job["inputs"]) as file:
         arrays = dict(file)
     chosen.warm_imports(source)
-    before = _reset_peak()
+    before = reset_peak()
     begin = time.perf_counter()
     served = chosen.load(source, Path(job["folder"]), shape, job["threads"])
     work = served.decode(arrays) if shape.kind == "decode" else served.forward(arrays)
@@ -74,7 +73,7 @@ def serve(job: dict[str, Any], source: Source, chosen: Engine, send: Send) -> No
     for _ in range(2):
         work.before()
         output = work.call()
-    answer = {"peak_bytes": max(0, _peak() - before), "load_seconds": time.perf_counter() - begin}
+    answer = {"peak_bytes": max(0, peak() - before), "load_seconds": time.perf_counter() - begin}
     np.save(job["output"], np.asarray(served.array(output), dtype=np.float32))
     del output
     typical = min(_timed(work) for _ in range(2))
@@ -112,19 +111,6 @@ def _timed(work: Round) -> float:
 
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def _reset_peak() -> int:
-    """Start a new peak; returns the resident bytes now. Linux only, like the comparison."""
-    gc.collect()
-    trim()  # or what imports left behind would be given back later, and make an engine look smaller
-    Path("/proc/self/clear_refs").write_text("5")
-    return _resident()
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main(path: str) -> int:

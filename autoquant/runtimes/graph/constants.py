@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx
 from torch.fx import Graph, GraphModule
 
-from autoquant.runtimes.graph.nodes import Node, value_of
+from autoquant.runtimes.graph.nodes import Node, changes_something, value_of
 
 MOST = 2**23
 """Bytes of a result that is kept: larger ones are computed at every call, as the model does."""
@@ -48,10 +46,3 @@ def _computed(node: Node, known: dict[Node, Tensor]) -> Tensor | None:
         value = node.target(*args, **kwargs)
     small = isinstance(value, Tensor) and value.numel() * value.element_size() <= MOST
     return value if small else None
-
-
-def changes_something(target: Any) -> bool:
-    """Whether a call of this operator changes a tensor in place, or draws random numbers."""
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags

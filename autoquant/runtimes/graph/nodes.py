@@ -89,3 +89,10 @@ def value_of(module: GraphModule, node: Any) -> Tensor | None:
         return None
     found = operator.attrgetter(str(node.target))(module)
     return found.detach() if isinstance(found, Tensor) else None
+
+
+def changes_something(target: Any) -> bool:
+    """Whether a call of this operator changes a tensor in place, or draws random numbers."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_unflatten
 
-from autoquant.runtimes.graph.constants import changes_something
 from autoquant.runtimes.graph.lower import Lowered
+from autoquant.runtimes.graph.nodes import changes_something
 from autoquant.runtimes.native import avx512
 from autoquant.runtimes.torch_runtime import Int8Embedding
 

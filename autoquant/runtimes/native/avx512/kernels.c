@@ -430,16 +430,18 @@ static void gate(const void *both, void *y, int64_t rows, int64_t row, int64_t n
         }
 }
 
-/* Bytes that `chunk` needs for `count` rows. */
+/* Bytes that `chunk` needs for `count` rows: of its input, and behind it of what is yet to be gated. */
+static size_t bytes_of_input(const Linear *l, int64_t count, int64_t rows, int bf16) {
+    return expands(l, rows, bf16) ? bytes_of_expanded(l) : bytes_of_rows(l, count);
+}
 static size_t bytes_of_chunk(const Linear *l, int64_t count, int64_t rows, int bf16) {
-    const size_t own = expands(l, rows, bf16) ? bytes_of_expanded(l) : bytes_of_rows(l, count);
-    return own + (l->act == ACT_SWIGLU ? (count * l->outputs * 4 + 63) / 64 * 64 : 0);
+    return bytes_of_input(l, count, rows, bf16) + (l->act == ACT_SWIGLU ? (count * l->outputs * 4 + 63) / 64 * 64 : 0);
 }
 /* Rows x_row … + count of x become rows y_row … of y (and of the residual), by one thread in `memory`; `rows` in all. */
 static void chunk(const Linear *l, const void *x, const void *residual, void *y, int64_t x_row, int64_t y_row, int64_t count, int64_t rows,
                   float common, int bf16, char *memory) {
     const int gated = l->act == ACT_SWIGLU, wide = expands(l, rows, bf16) && count >= TILE;
-    const size_t own = bytes_of_chunk(l, count, rows, bf16) - (gated ? (count * l->outputs * 4 + 63) / 64 * 64 : 0);
+    const size_t own = bytes_of_input(l, count, rows, bf16);
     Out o = {l, 0, 0, residual, gated ? memory + own : y, bf16};
     if (wide) product_expanded(&o, (const uint16_t *)x + x_row * l->inputs, count, gated ? 0 : y_row, (float *)memory);
     else {
