@@ -34,7 +34,7 @@ Plan = list[list[int]]
 def expected_margin(drop: float, error: float, items: int, certification: int, budget: Budget) -> float:
     """What the certified bound is expected to exceed the budget by, from the drop on some items and its standard error."""
     normal = stats.norm.ppf(budget.confidence) if budget.confidence else 0.0
-    return excess(drop + normal * error * math.sqrt(items / max(1, certification)), budget)
+    return float(excess(drop + normal * error * math.sqrt(items / max(1, certification)), budget))
 
 
 def partial_error(task: Task, before: np.ndarray, after: np.ndarray, budget: Budget, index: np.ndarray) -> float:

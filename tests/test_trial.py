@@ -15,8 +15,8 @@ from autoquant.certify.judge import judge
 from autoquant.search import Outcome
 from autoquant.session import Progress
 from autoquant.tasks.base import Batch, Task
-from autoquant.trial import Judge, make_judge
-from autoquant.values import Budget
+from autoquant.trial import Judge, expected_margin, make_judge
+from autoquant.values import Budget, Candidate
 
 ROWS = 100
 
@@ -90,6 +90,15 @@ def test_the_margin_is_that_of_the_bound_that_is_to_be_expected() -> None:
     assert one.margin == pytest.approx(0.02 + 0.8416 * one.error - 0.05, abs=1e-5)
     assert two.margin == pytest.approx(0.02 + 1.6449 * two.error - 0.05, abs=1e-5)
     assert evaluated(0, Budget(0.05)).divergence == 0 < one.divergence and one.items == ROWS
+
+
+def test_the_margin_is_a_plain_number_whatever_the_confidence() -> None:
+    """A candidate's `feasible` goes into the report, which takes no NumPy scalars."""
+    for confidence in (0.95, None):
+        margin = expected_margin(0.02, 0.001, 100, 100, Budget(0.01, confidence=confidence))
+        assert type(margin) is float
+        feasible = Candidate(0, "map", "proposed", "float32", {}, margin=margin).feasible
+        assert feasible is False
 
 
 def test_a_race_gives_the_answer_of_the_whole_split_from_fewer_items() -> None:
