@@ -19,7 +19,7 @@ from autoquant.runtimes.graph import GraphForward, decelerated, forward
 from autoquant.runtimes.graph.capture import capture
 from autoquant.runtimes.graph.lower import lower
 from autoquant.runtimes.native import avx512
-from autoquant.schemes import SCHEMES, project, quantize
+from autoquant.schemes import SCHEMES, QuantizedTensor, project, quantize
 from autoquant.values import QuantizationArgs
 from tests import tiny
 
@@ -95,6 +95,52 @@ def test_a_float_model_agrees_to_rounding(kind: str, tmp_path: Path) -> None:
     for rows, length, padding in ((3, 7, 0), (1, 12, 0), (4, 9, 3), (1, 2, 0)):
         graph, eager = judged(model, inputs(kind, rows, length, padding))
         assert torch.allclose(graph, eager, atol=2e-5), (rows, length, padding)
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit", "llama", "gpt2"])
+def test_a_float16_model_is_left_to_torch(kind: str, tmp_path: Path) -> None:
+    """Kernels that took its two-byte elements for float32 wrote behind their memory."""
+    model, *_ = assembled(kind, tmp_path / "m", "float16", ("float16",))
+    graph, eager = judged(model, inputs(kind, 3, 7))
+    assert (graph - eager).norm() <= 2e-2 * eager.norm()
+    ours = {"Norm", "PackedLinear", "PackedAttention"}
+    for lowered in model.forward.lowered.values():
+        assert not ours & {type(getattr(node.target, "__self__", None)).__name__ for node in lowered.graph.nodes}
+
+
+def test_kernels_refuse_elements_that_they_cannot_read() -> None:
+    x = torch.ones(2, 64, dtype=torch.float16)
+    weight = QuantizedTensor(torch.ones(64, 64, dtype=torch.int8), torch.ones(64, 1), None)
+    heads = x.reshape(1, 2, 1, 64)
+    for run in (
+        lambda: avx512.Norm(torch.ones(64), None, 1e-5, rms=True)(x),
+        lambda: avx512.PackedLinear.pack(weight, None, None, None)(x),
+        lambda: avx512.attention(heads, heads, heads),
+        lambda: avx512.rotary(heads, heads[:, :1], heads[:, :1]),
+    ):
+        with pytest.raises(TypeError, match="float16"):
+            run()
+
+
+def test_a_tape_outlives_the_joining_of_its_layers() -> None:
+    """Layers join in the graph of another map, too: what was recorded before then reads the memory that they have now."""
+    generator = torch.Generator().manual_seed(0)
+
+    def layer() -> avx512.PackedLinear:
+        codes = torch.randint(-127, 128, (64, 64), generator=generator, dtype=torch.int8)
+        return avx512.PackedLinear.pack(QuantizedTensor(codes, torch.full((64, 1), 0.01), None), None, None, None)
+
+    first, second, x = layer(), layer(), torch.randn(3, 64, generator=generator)
+    with avx512.recording() as tape:
+        y = first(x)
+    expected = y.clone()
+    address = first.address
+    avx512.join([first, second])
+    assert first.address == address
+    y.zero_()
+    for function, arguments in tape:
+        function(*arguments)
+    assert torch.equal(y, expected)
 
 
 @pytest.mark.parametrize("schemes", [(INT8,), MIXED], ids=["int8", "mixed"])

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph
 
 from autoquant.runtimes.graph import cache
-from autoquant.runtimes.graph.nodes import Node, calls, is_float, only_user, replace, same, shape_of
+from autoquant.runtimes.graph.nodes import Node, calls, dtype_of, is_float, only_user, replace, same, shape_of
 from autoquant.runtimes.native import avx512
 
 aten = torch.ops.aten
@@ -52,7 +52,8 @@ def fuse_rotary(graph: Graph) -> None:
                 continue
             cos, sin = cos_and_x[1 - cos_and_x.index(x)], turned.args[1]
             shape = shape_of(cos)
-            if same(x, node) and same(cos, sin) and len(shape) == 4 and shape[1] == 1 and shape[3] == shape_of(x)[3]:
+            alike = same(x, node) and same(cos, sin) and dtype_of(cos) is dtype_of(x)
+            if alike and len(shape) == 4 and shape[1] == 1 and shape[3] == shape_of(x)[3]:
                 replace(graph, node, avx512.rotary, (x, cos, sin))
                 break
 

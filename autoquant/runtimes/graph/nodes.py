@@ -69,9 +69,14 @@ def shape_of(node: Any) -> tuple:
     return () if kind is None else kind.shape
 
 
-def is_float(node: Node) -> bool:
+def dtype_of(node: Any) -> torch.dtype | None:
     kind = kind_of(node)
-    return kind is not None and kind.dtype in (torch.float32, torch.bfloat16)
+    return None if kind is None else kind.dtype
+
+
+def is_float(node: Node) -> bool:
+    """Whether the kernels take it; a float16 is none of theirs."""
+    return dtype_of(node) in (torch.float32, torch.bfloat16)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -35,12 +35,12 @@ def fuse_norms(graph: Graph, module: GraphModule) -> None:
             x, shape, *rest = node.args
             weight, bias = (value_of(module, arg) for arg in [*rest, None, None][:2])
             eps = rest[2] if len(rest) > 2 else 1e-5
-            if len(shape) == 1 and weight is not None:
+            if len(shape) == 1 and weight is not None and same(node, x):
                 replace(graph, node, avx512.Norm(weight, bias, eps, rms=False).__call__, (x,))
         elif node.target is aten.rsqrt.default and (match := _rms(node)) is not None:
             x, last, weight_node, eps = match
             weight = value_of(module, weight_node)
-            if weight is not None and same(last, x):
+            if weight is not None and same(last, x) and is_float(x):
                 replace(graph, last, avx512.Norm(weight, None, eps, rms=True).__call__, (x,), before=last)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoquant.runtimes.native.avx512.library import Attention, Rotary, kernels
+from autoquant.runtimes.native.avx512.library import Attention, Rotary, is_bf16, kernels
 from autoquant.runtimes.native.avx512.tape import dense, note, recorded
 
 
@@ -35,7 +35,7 @@ def attention(
         mask = readable(mask, (batch, heads, queries, k.shape[2]))
         kind, strides = MASKS[mask.dtype], mask.stride()
     found = _attention_call(
-        q.shape, k.shape, q.stride(), k.stride(), v.stride(), strides, scale, causal, q.dtype is torch.bfloat16, kind,
+        q.shape, k.shape, q.stride(), k.stride(), v.stride(), strides, scale, causal, is_bf16(q.dtype), kind,
         threading.get_ident(),
     )  # fmt: skip
     found.q, found.k, found.v, found.y = q.data_ptr(), k.data_ptr(), v.data_ptr(), y.data_ptr()
@@ -71,7 +71,7 @@ class PackedAttention(PackedHeads):
             mask = readable(mask, (batch, q, length, length))
             kind, strides = MASKS[mask.dtype], mask.stride()
         axes = (length * columns, self.width, columns, 1)
-        bf16 = x.dtype is torch.bfloat16
+        bf16 = is_bf16(x.dtype)
         found = _attention_call(
             (batch, q, length, self.width), (batch, k, length), axes, axes, axes, strides, self.scale, self.causal, bf16, kind,
             threading.get_ident(),
@@ -110,7 +110,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x, cos, sin = x if x.stride(-1) == 1 else dense(x), dense(cos), dense(sin)
     y = x.new_empty(x.shape)
     strides = (*x.stride()[:3], *y.stride()[:2], 0 if cos.shape[0] == 1 else rows * width)
-    found = _rotary_call(x.shape, strides, x.dtype is torch.bfloat16, threading.get_ident())
+    found = _rotary_call(x.shape, strides, is_bf16(x.dtype), threading.get_ident())
     found.x, found.cos, found.sin, found.y = x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr()
     run(found, [x, cos, sin, y])
     return y

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autoquant.runtimes.native.avx512.attention import MASKS, NOWHERE, PackedHeads, readable
-from autoquant.runtimes.native.avx512.library import Attention, Cached, Rotary, kernels
+from autoquant.runtimes.native.avx512.library import Attention, Cached, Rotary, is_bf16, kernels
 from autoquant.runtimes.native.avx512.tape import dense
 
 
@@ -32,7 +32,7 @@ class CachedAttention(PackedHeads):
         """
         batch, length, columns = x.shape
         heads = self.heads[0]
-        cos, sin, bf16 = dense(cos), dense(sin), x.dtype is torch.bfloat16
+        cos, sin, bf16 = dense(cos), dense(sin), is_bf16(x.dtype)
         kind, strides = 0, NOWHERE
         if mask is not None:
             mask = readable(mask, (batch, heads, length, filled + length))

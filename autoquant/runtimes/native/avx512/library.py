@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autoquant.runtimes.native.build import cap, load_library
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_BF16 = {torch.float32: False, torch.bfloat16: True}
 _ISA = ("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10", "DEFAULT", "ALL")
 """Values of ONEDNN_MAX_CPU_ISA that leave AVX-512 VNNI on, or begin so."""
 
@@ -76,7 +76,19 @@ def available() -> bool:
 
 def runs(x: Tensor) -> bool:
     """Whether the kernels take this tensor."""
-    return x.dtype in _DTYPES and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
+    return x.dtype in _BF16 and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def is_bf16(dtype: torch.dtype) -> bool:
+    """How the kernels are to read and write elements: as bfloat16, or as float32.
+
+    Raises:
+        TypeError: they are neither. Two-byte elements written as float32 would end behind their memory.
+    """
+    try:
+        return _BF16[dtype]
+    except KeyError:
+        raise TypeError(f"the kernels take float32 and bfloat16, not {dtype}") from None
 
 
 def kernels() -> ctypes.CDLL:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoquant.runtimes.native.avx512.library import Linear, kernels
+from autoquant.runtimes.native.avx512.library import Linear, is_bf16, kernels
 from autoquant.runtimes.native.avx512.tape import Held, call, dense
 from autoquant.schemes import QuantizedTensor
 from autoquant.values import QuantizationArgs
@@ -37,18 +37,19 @@ class PackedLinear:
         self.inputs, self.outputs, self.mode, self.input_scale, self.act = inputs, outputs, mode, input_scale, act
         self.family: PackedLinear | None = None
         self.width = outputs // 2 if act == "swiglu" else outputs
+        self._struct = Linear()
+        self.address = ctypes.addressof(self._struct)
         self.bind(weight, scale, bias, zero)
         self._call = kernels().linear
 
     def bind(self, weight: Tensor, scale: Tensor, bias: Tensor, zero: Tensor) -> None:
-        """Read these from now on."""
+        """Read these from now on. The struct stays where it is: tapes of other graphs hold its address."""
         self.weight, self.scale, self.bias, self.zero = weight, scale, bias, zero
-        self._struct = Linear(
-            weight.data_ptr(), scale.data_ptr(), bias.data_ptr(), zero.data_ptr() if bool(zero.any()) else None,
-            self.inputs, self.outputs,
-            ACTIVATIONS[self.act], self.mode, self.input_scale,
-        )  # fmt: skip
-        self.address = ctypes.addressof(self._struct)
+        pointer = zero.data_ptr() if bool(zero.any()) else None
+        values = (weight.data_ptr(), scale.data_ptr(), bias.data_ptr(), pointer, self.inputs, self.outputs)
+        names = [field[0] for field in Linear._fields_]
+        for name, value in zip(names, (*values, ACTIVATIONS[self.act], self.mode, self.input_scale), strict=True):
+            setattr(self._struct, name, value)
 
     @classmethod
     def pack(
@@ -105,7 +106,7 @@ class PackedLinear:
         y = x.new_empty(*x.shape[:-1], self.width)
         call(
             self._call, self.address, x.data_ptr(), None if residual is None else residual.data_ptr(), y.data_ptr(),
-            x.numel() // self.inputs, x.dtype is torch.bfloat16, torch.get_num_threads(),
+            x.numel() // self.inputs, is_bf16(x.dtype), torch.get_num_threads(),
         )  # fmt: skip
         return y
 
@@ -129,7 +130,7 @@ class PackedPair:
         y = x.new_empty(*x.shape[:-1], self.second.width)
         call(
             self._call, self.first.address, self.second.address, x.data_ptr(), None if residual is None else residual.data_ptr(),
-            Held(between), y.data_ptr(), x.numel() // self.first.inputs, x.dtype is torch.bfloat16, torch.get_num_threads(),
+            Held(between), y.data_ptr(), x.numel() // self.first.inputs, is_bf16(x.dtype), torch.get_num_threads(),
         )  # fmt: skip
         return y
 

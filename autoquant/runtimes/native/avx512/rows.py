@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autoquant.runtimes.native.avx512.library import kernels
+from autoquant.runtimes.native.avx512.library import is_bf16, kernels
 from autoquant.runtimes.native.avx512.tape import call, dense
 
 OUT_OF_RANGE = "index out of range: a token id is not a row of the embedding table"
@@ -25,7 +25,7 @@ class Norm:
         y = torch.empty_like(x)
         call(
             self._call, x.data_ptr(), self.weight.data_ptr(), None if self.bias is None else self.bias.data_ptr(), y.data_ptr(),
-            x.numel() // self.width, self.width, self.eps, self.rms, x.dtype is torch.bfloat16, torch.get_num_threads(),
+            x.numel() // self.width, self.width, self.eps, self.rms, is_bf16(x.dtype), torch.get_num_threads(),
         )  # fmt: skip
         return y
 
@@ -44,7 +44,7 @@ def embed(ids: Tensor, table: Tensor, scale: Tensor, zero_point: Tensor | None, 
     bad = call(
         kernels().embed, ids.data_ptr(), table.data_ptr(), scale.data_ptr(),
         None if zero_point is None else zero_point.data_ptr(), y.data_ptr(), ids.numel(), table.shape[1], table.shape[0],
-        dtype is torch.bfloat16, torch.get_num_threads(),
+        is_bf16(dtype), torch.get_num_threads(),
     )  # fmt: skip
     if bad:
         raise IndexError(OUT_OF_RANGE)
