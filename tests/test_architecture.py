@@ -34,7 +34,7 @@ RANKS = (
     {"certification"},
     {"summary"},
     {"pipeline", "comparison"},
-    {"api", "watching"},
+    {"api", "applying", "measuring", "watching"},
     {"commands"},
     {"cli"},
     {"__main__"},
