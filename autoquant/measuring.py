@@ -11,7 +11,7 @@ from torch import nn
 
 from autoquant import artifacts
 from autoquant.bench import run_bench
-from autoquant.certify.worker import run_job
+from autoquant.certify.worker import job_of, run_job
 from autoquant.errors import UsageError
 from autoquant.evaluation import evaluate_split, forward_call, time_models
 from autoquant.exports import load, weight_bytes
@@ -70,14 +70,7 @@ def evaluate(
     processor = load_processor(path, trust_remote_code=trust_remote_code)
     built = make(name, None if data is None else str(data), processor, model=model, **options)
     del model
-    job = {
-        "task": built.spec(),
-        "processor": str(path),
-        "trust_remote_code": trust_remote_code,
-        "shape": {"batch_size": batch_size or built.batch_size, "seq_len": seq_len or built.seq_len},
-        "threads": torch.get_num_threads(),
-        "quiet": quiet,
-    }
+    job = job_of(built, path, batch_size=batch_size, seq_len=seq_len, trust_remote_code=trust_remote_code, quiet=quiet)
     item = {"path": str(path), "trust_remote_code": trust_remote_code}
     with artifacts.scratch_folder() as folder:
         answer = run_job(
