@@ -16,9 +16,9 @@ from autoquant.lazy import MODELS, after_import, serve
 __version__ = "0.1.0"
 
 _NAMES = {
-    **dict.fromkeys(
-        ("Result", "apply", "bench", "evaluate", "pick", "profile", "report", "resume", "search"), "autoquant.api"
-    ),
+    **dict.fromkeys(("Result", "pick", "profile", "report", "resume", "search"), "autoquant.api"),
+    "apply": "autoquant.applying",
+    **dict.fromkeys(("bench", "evaluate"), "autoquant.measuring"),
     "certify": "autoquant.comparison",
     "watch": "autoquant.watching",
     **dict.fromkeys(("export", "load"), "autoquant.exports"),

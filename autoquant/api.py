@@ -1,39 +1,27 @@
-"""The same stages in Python, on a folder, a hub id, or any `torch.nn.Module` with a task object."""
+"""Runs in Python: search, go on, pick, profile, on a folder, a hub id, or any `torch.nn.Module` with a task object."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from autoquant import artifacts, pipeline
-from autoquant.bench import run_bench
-from autoquant.certify.worker import run_job
-from autoquant.checkpoint import format_for, read_layer_map, write_checkpoint
-from autoquant.errors import FolderError, LayerMapError, UsageError
-from autoquant.evaluation import evaluate_split, forward_call, time_models
-from autoquant.exports import load, weight_bytes
-from autoquant.models.heads import head_of
-from autoquant.models.layers import inspect
-from autoquant.models.loading import architectures, load_model, load_processor, resolve, task_for
-from autoquant.profile import input_ranges
-from autoquant.report import render_bench_html
-from autoquant.session import Progress, Session, now
+from autoquant.checkpoint import read_layer_map
+from autoquant.errors import FolderError, UsageError
+from autoquant.exports import load
+from autoquant.session import Progress, Session
 from autoquant.settings import Settings
-from autoquant.tasks import TASKS, Task, make
-from autoquant.tasks.base import batches
-from autoquant.values import LayerMap
+from autoquant.tasks import Task
+from autoquant.values import EXIT_CODES, LayerMap
 
-EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 RUNS = Path("runs")
-BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -164,171 +152,6 @@ def profile(
         return Result(folder, pipeline.run_profile(_session(settings, folder, quiet, model, task)))
 
 
-def apply(
-    model: str | Path | nn.Module,
-    layer_map: str | Path | LayerMap,
-    out: str | Path,
-    *,
-    task: str | Task | None = None,
-    data: str | Path | None = None,
-    columns: Mapping[str, str | int] | None = None,
-    trust_remote_code: bool = False,
-) -> dict[str, Any]:
-    """Write a checkpoint of `model` under a layer map, also one found on another model of the same architecture.
-
-    Args:
-        task, data: when given, the ranges of static schemes are calibrated again on them.
-
-    Returns:
-        what `write_checkpoint` returns.
-
-    Raises:
-        LayerMapError: the map does not fit the model; the message says where.
-    """
-    found = layer_map if isinstance(layer_map, LayerMap) else read_layer_map(layer_map)
-    out = artifacts.empty_folder(Path(out), "Choose another --out folder.")
-    if isinstance(model, nn.Module):
-        return write_checkpoint(model, _calibrated(model, found, task if isinstance(task, Task) else None), out)
-    path = resolve(str(model))
-    name = task if isinstance(task, str) else None
-    loaded = load_model(str(model), _auto_class(path, name, found), trust_remote_code=trust_remote_code)
-    built = task if isinstance(task, Task) else None
-    if data is not None:
-        name = name or task_for(path) or "retrieval"
-        built = make(name, str(data), loaded.processor, columns=columns, model=loaded.model)
-    found = _calibrated(loaded.model, found, built)
-    layers = inspect(loaded.model).layers
-    found = replace(found, format=format_for(layers, found.layers, found.base_dtype, model=loaded.model), verdict={})
-    return write_checkpoint(loaded.model, found, out, source=loaded.path)
-
-
-def evaluate(
-    checkpoint: str | Path | nn.Module,
-    task: str | Task | None = None,
-    data: str | Path | None = None,
-    *,
-    split: str = "certification",
-    batch_size: int | None = None,
-    seq_len: int | None = None,
-    eval_batch_size: int = 32,
-    threads: int | None = None,
-    trust_remote_code: bool = False,
-    quiet: bool = True,
-    **options: Any,
-) -> dict[str, Any]:
-    """Metric, latency, bytes and peak memory of any checkpoint, float or quantized, measured in fresh processes.
-
-    Args:
-        checkpoint: folder, hub id or `default`; a module is measured in this process, without bytes and peak memory.
-        options: `columns`, `metric`, `seed`, `max_length`, `sizes`, `test_data` of the task.
-    """
-    if threads:
-        torch.set_num_threads(threads)
-    if isinstance(checkpoint, nn.Module):
-        if not isinstance(task, Task):
-            raise UsageError("A module needs a Task object to be evaluated with.")
-        example = task.example(batch_size or task.batch_size, seq_len or task.seq_len)
-        found = evaluate_split(checkpoint, task, split, batch_size=eval_batch_size)
-        ms, noise = time_models({"model": forward_call(checkpoint, task, example)})["model"]
-        return {
-            "metric": task.metric,
-            "value": found.metric,
-            "items": len(found.values),
-            "latency_ms": ms,
-            "latency_noise_ms": noise,
-        }
-    path = resolve(str(checkpoint))
-    name = task if isinstance(task, str) else task_for(path) if data else "retrieval"
-    if name not in TASKS:
-        raise UsageError(f"Say what the model is judged by: --task, one of {', '.join(TASKS)}.")
-    if name == "fidelity":
-        raise UsageError(
-            "Fidelity compares a quantized model with its float model; 'autoquant search --task fidelity' does."
-        )
-    model = load(path, trust_remote_code=trust_remote_code)
-    processor = load_processor(path, trust_remote_code=trust_remote_code)
-    built = make(name, None if data is None else str(data), processor, model=model, **options)
-    del model
-    job = {
-        "task": built.spec(),
-        "processor": str(path),
-        "trust_remote_code": trust_remote_code,
-        "shape": {"batch_size": batch_size or built.batch_size, "seq_len": seq_len or built.seq_len},
-        "threads": torch.get_num_threads(),
-        "quiet": quiet,
-    }
-    item = {"path": str(path), "trust_remote_code": trust_remote_code}
-    with artifacts.scratch_folder() as folder:
-        answer = run_job(
-            {**job, "kind": "evaluate", "split": split, "model": item, "batch_size": eval_batch_size},
-            folder,
-            "evaluate",
-        )
-        times = run_job(
-            {**job, "kind": "latency", "models": {"model": item}, "rounds": 25, "max_seconds": 20.0}, folder, "latency"
-        )
-    return {
-        "checkpoint": str(checkpoint),
-        "task": built.name,
-        "split": split,
-        "metric": built.metric,
-        "value": answer["metric"],
-        "items": answer["items"],
-        "latency_ms": times["ms"]["model"],
-        "latency_noise_ms": times["noise"]["model"],
-        "shape": job["shape"],
-        "threads": job["threads"],
-        "bytes": weight_bytes(path),
-        "peak_memory_bytes": answer["peak_memory_bytes"],
-    }
-
-
-def bench(
-    checkpoint: str | Path,
-    *,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    seq_lens: Sequence[int] | None = None,
-    threads: Sequence[int] | None = None,
-    seconds: float = 3.0,
-    out: str | Path | None = None,
-    trust_remote_code: bool = False,
-    quiet: bool = True,
-) -> dict[str, Any]:
-    """Latency, throughput and memory of a checkpoint at many shapes, on random inputs; needs no task and no data.
-
-    It runs as `autoquant.load` loads it, each number of threads in a process of its own; one forward pass gives hidden
-    states, logits, or (language models) the logits of every position, without a cache.
-
-    Args:
-        checkpoint: folder, hub id or `default`, float or quantized.
-        seq_lens: tokens of each row; default: 128, or what the model takes. Not for images.
-        threads: default: torch's.
-        seconds: of timing for each shape, at least.
-        out: an HTML page is written there.
-
-    Returns:
-        `points`, one a shape: p50_ms, p90_ms, p99_ms (None of fewer than 100 calls), spread_ms, noise, items_per_s,
-        tokens_per_s, peak_memory_bytes, …; `best`, one for each number of threads and length: batch_size (None where the
-        machine was too noisy to tell, with the reason), like, saturates_at, …; `noisy`; the machine and the checkpoint.
-
-    Raises:
-        UsageError: a setting that cannot work, or a model whose inputs cannot be made up.
-        AutoquantError: the checkpoint cannot be loaded, or memory ran out.
-    """
-    if isinstance(checkpoint, nn.Module):
-        raise UsageError("A module cannot be opened in a fresh process: give the folder of a checkpoint.")
-    path, progress = resolve(str(checkpoint)), Progress(quiet)
-    with progress.bar("bench", "round") as update:
-        found = run_bench(
-            path, batch_sizes=batch_sizes, seq_lens=seq_lens, threads=threads or (torch.get_num_threads(),),
-            seconds=seconds, trust_remote_code=trust_remote_code, say=progress.say, advance=update,
-        )  # fmt: skip
-    found = {"checkpoint": str(checkpoint), "created": now(), **found}
-    if out is not None:
-        artifacts.write_text(Path(out), render_bench_html(found))
-    return found
-
-
 def report(folder: str | Path) -> Path:
     """Render `report.html` of a run folder again; returns its path."""
     folder = Path(folder)
@@ -388,31 +211,3 @@ def _session(settings: Settings, folder: Path, quiet: bool, model: Any, task: An
         module=model if isinstance(model, nn.Module) else None,
         given_task=task if isinstance(task, Task) else None,
     )
-
-
-def _auto_class(path: Path, task: str | None, found: LayerMap) -> str:
-    """The class to load a model with: what the task wants, or what the model was saved as."""
-    names = architectures(path)
-    recorded = (found.found_on.get("task") or {}).get("task") if isinstance(found.found_on, Mapping) else None
-    for name in (task, recorded):
-        if name in TASKS:
-            return TASKS[name].auto_class_for(names)
-    return next((head.auto_class for name in names if (head := head_of(name)) is not None), "AutoModel")
-
-
-def _calibrated(model: nn.Module, found: LayerMap, task: Task | None) -> LayerMap:
-    """The map with the ranges of its static schemes calibrated on `task`'s calibration split, if there is one."""
-    static = {name for name, scheme in found.layers.items() if scheme.endswith("/a8-static")}
-    if task is None or not static:
-        missing = static - set(found.input_absmax)
-        if missing:
-            raise LayerMapError(
-                f"Layer '{sorted(missing)[0]}' has a static scheme but the map holds no range for it. "
-                "Give calibration data: --task and --data."
-            )
-        return found
-    layers = [layer for layer in inspect(model).layers if layer.name in static]
-    with input_ranges(model, layers) as ranges, torch.no_grad():
-        for rows in batches(task, "calibration", 16):
-            task.forward(model, task.batch("calibration", rows))
-    return replace(found, input_absmax={name: item.absmax for name, item in ranges.items()})

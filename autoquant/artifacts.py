@@ -126,6 +126,11 @@ def empty_folder(path: Path, hint: str) -> Path:
     return path
 
 
+def cache_folder() -> Path:
+    """The user's cache folder of autoquant: what lies there can be deleted at any time, and is made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoquant"
+
+
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder that is gone afterwards."""

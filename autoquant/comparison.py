@@ -14,7 +14,7 @@ import torch
 from autoquant import artifacts
 from autoquant.certify import judge
 from autoquant.certify.ledger import Use, charge, sketch, state_folder
-from autoquant.certify.worker import run_job
+from autoquant.certify.worker import job_of, run_job
 from autoquant.checkpoint import read_layer_map
 from autoquant.checkpoint.formats import FORMATS
 from autoquant.errors import UsageError, pick
@@ -225,15 +225,12 @@ def certify(
 def _values(pair: Pair, task: DataTask, name: str, folder: Path, progress: Progress, batch_size: int) -> np.ndarray:
     """Item values of one of the two models, from a process of its own."""
     progress.say(f"  judging {'the float model' if name == 'float32' else pair.checkpoint} in a fresh process …")
+    common = job_of(task, pair.against_path, trust_remote_code=pair.trust_remote_code, quiet=progress.quiet)
     job = {
+        **common,
         "kind": "evaluate",
-        "task": task.spec(),
-        "processor": str(pair.against_path),
         "model": pair.items()[name],
         "split": "certification",
-        "shape": {"batch_size": task.batch_size, "seq_len": task.seq_len},
-        "threads": torch.get_num_threads(),
-        "quiet": progress.quiet,
         "batch_size": batch_size,
         "reference": None if name == "float32" else str(folder / "float32.npz"),
     }

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from autoquant import artifacts
-from autoquant.certify.worker import run_job
+from autoquant.certify.worker import job_of, run_job
 from autoquant.checkpoint import load, write_checkpoint
 from autoquant.evaluation import evaluate_split, forward_call, saved_rows, saved_values, time_models
 from autoquant.runtimes.graph import as_written
@@ -56,6 +56,10 @@ def measure(session: Session, name: str, path: Path | None) -> dict[str, Any]:
                "reference": reference, "batch_size": session.settings.eval_batch_size}  # fmt: skip
         session.progress.say(f"  measuring {name} in a fresh process …")
         value = run_job(job, folder, name)
+        if where := value.get("remembered"):
+            session.progress.say(
+                f"  {name}: as it was measured before ({where}; delete that to have it measured again)"
+            )
     value["fingerprint"] = made_from
     artifacts.write_json(folder / f"{name}.json", value)
     return value
@@ -127,15 +131,10 @@ def _latency_here(session: Session, paths: Mapping[str, Path | None], plain: set
 
 
 def _common_job(session: Session) -> dict[str, Any]:
-    s = session.settings
-    return {
-        "task": session.task.spec(),  # type: ignore[attr-defined]
-        "processor": str(session.loaded.path),
-        "trust_remote_code": s.trust_remote_code,
-        "shape": {"batch_size": session.batch_size, "seq_len": session.seq_len},
-        "threads": torch.get_num_threads(),
-        "quiet": session.progress.quiet,
-    }
+    return job_of(
+        session.task, session.loaded.path, batch_size=session.batch_size, seq_len=session.seq_len,
+        trust_remote_code=session.settings.trust_remote_code, quiet=session.progress.quiet,
+    )  # fmt: skip
 
 
 def _model_item(session: Session, path: Path | None) -> dict[str, Any]:

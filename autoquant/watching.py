@@ -22,6 +22,7 @@ from autoquant.certify.follow import Follower, Stream
 from autoquant.certify.ledger import state_folder
 from autoquant.certify.sequence import DropSequence
 from autoquant.certify.serving import Judge
+from autoquant.certify.worker import job_of
 from autoquant.comparison import Pair, pair_of, weights_fingerprint
 from autoquant.errors import DataError, StaleError, UsageError
 from autoquant.report.verdict import watch_line
@@ -221,13 +222,8 @@ class _Judged:
 
     def _start(self, task: DataTask) -> None:
         for name, item in self._pair.items().items():
-            job = {
-                "task": task.spec(),
-                "processor": str(self._pair.against_path),
-                "model": item,
-                "threads": torch.get_num_threads(),
-                "batch_size": self._batch_size,
-            }
+            common = job_of(task, self._pair.against_path, trust_remote_code=self._pair.trust_remote_code)
+            job = {**common, "model": item, "batch_size": self._batch_size}
             self._judges[name] = Judge(job, self._folder, name)
 
     def _write(self, items: list[dict[str, Any]]) -> Path:

@@ -21,6 +21,7 @@ PACKAGES = [name for name, path in MODULES.items() if path.name == "__init__.py"
 RANKS = (
     {"errors"},
     {"artifacts", "memory", "values"},
+    {"processes"},
     {"schemes"},
     {"models"},
     {"runtimes", "tasks"},
@@ -34,7 +35,7 @@ RANKS = (
     {"certification"},
     {"summary"},
     {"pipeline", "comparison"},
-    {"api", "watching"},
+    {"api", "applying", "measuring", "watching"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -13,7 +13,8 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from autoquant import api, cli
+import autoquant.commands.search as search_command
+from autoquant import api, measuring
 from autoquant.cli import main
 from autoquant.settings import Settings
 
@@ -203,7 +204,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple, dict[str, 
             return SimpleNamespace(exit_code=0)
 
         monkeypatch.setattr(api, name, record)
-    monkeypatch.setattr(cli, "_show", lambda result, as_json: None)
+    monkeypatch.setattr(search_command, "show", lambda result, as_json: None)
     return calls
 
 
@@ -250,7 +251,7 @@ def test_a_resumed_run_takes_more_trials_and_nothing_else(called, capsys):
 def test_what_is_typed_reaches_an_evaluation(monkeypatch, capsys):
     found = {}
     monkeypatch.setattr(
-        api, "evaluate", lambda checkpoint, **options: found.update(options, checkpoint=checkpoint) or {}
+        measuring, "evaluate", lambda checkpoint, **options: found.update(options, checkpoint=checkpoint) or {}
     )
     assert main(["evaluate", "c", "--split", "search", "--columns", "text=q", "--json"]) == 0
     assert found["checkpoint"] == "c" and found["split"] == "search" and found["columns"] == {"text": "q"}

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import PIPE
 from types import TracebackType
 from typing import Any
 
-from autoquant import artifacts
 from autoquant.errors import AutoquantError, ModelError
+from autoquant.processes import last_words, start, stop
 
 
 class Worker:
@@ -42,17 +40,13 @@ class Worker:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.threads = threads
-        job = folder / f"threads-{threads}.json"
-        artifacts.write_json(job, {"path": str(path), "threads": threads, "trust_remote_code": trust_remote_code})
+        job = {"path": str(path), "threads": threads, "trust_remote_code": trust_remote_code}
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `stop`
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "autoquant.bench.worker", str(job)],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **(environment or {})},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+        self._process = start(
+            "autoquant.bench.worker", job, folder / f"threads-{threads}.json",
+            environment={"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **(environment or {})},
+            stdin=PIPE, stdout=PIPE, stderr=self._errors,
+        )  # fmt: skip
         try:
             self.hello = self._answer("loading the checkpoint")
         except BaseException:
@@ -82,15 +76,10 @@ class Worker:
                 "Measure less: --batch-sizes, --seq-lens."
             )
         self._errors.seek(0)
-        last = [text for text in self._errors.read().strip().splitlines() if text.strip()][-1:]
-        raise AutoquantError(f"The process ended when {doing}: {last[0] if last else f'code {code}'}")
+        raise AutoquantError(f"The process ended when {doing}: {last_words(self._errors.read(), code)}")
 
     def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                stream.close()
+        stop(self._process, self._errors)
 
     def __enter__(self) -> Worker:
         return self

@@ -7,20 +7,20 @@ The parent writes one JSON line a chunk, `{"data": FILE, "out": FILE, "reference
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
 import torch
 
 from autoquant import artifacts
-from autoquant.certify.worker import exit_code_of, open_model
+from autoquant.certify.worker import open_model
 from autoquant.errors import AutoquantError
 from autoquant.evaluation import evaluate_split, saved_rows, saved_values
 from autoquant.models.loading import load_processor
+from autoquant.processes import exit_code_of, last_words, start, stop
 from autoquant.tasks import from_spec
 
 
@@ -36,18 +36,12 @@ class Judge:
 
     def __init__(self, job: dict[str, Any], folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
-        path = folder / f"{name}.job.json"
-        artifacts.write_json(path, job)
-        self._errors = open(folder / f"{name}.log", "wb+")  # noqa: SIM115  closed with the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "autoquant.certify.serving", str(path)],
-            env={**os.environ, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
+        self._errors = open(folder / f"{name}.log", "w+", encoding="utf8", errors="replace")  # noqa: SIM115  closed with the process
+        self._process = start(
+            "autoquant.certify.serving", job, folder / f"{name}.job.json",
+            stdin=PIPE, stdout=PIPE, stderr=self._errors,
             start_new_session=True,  # Ctrl-C is for the parent, which ends this process when its state is saved
-        )
+        )  # fmt: skip
 
     def values(self, data: Path, reference: Path | None) -> tuple[np.ndarray, Path]:
         """Item values of the rows in `data`, and the file that holds them.
@@ -75,22 +69,19 @@ class Judge:
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
+        stop(self._process, self._errors)
 
     def _last_words(self) -> str:
-        self._process.wait()
+        code = self._process.wait()
         self._errors.seek(0)
-        lines = [line for line in self._errors.read().decode("utf8", "replace").splitlines() if line.strip()]
-        return lines[-1] if lines else f"exit code {self._process.returncode}, probably for lack of memory"
+        return last_words(self._errors.read(), code)
 
 
 def serve(job: dict[str, Any], answers: Any) -> None:
     """Judge the chunks that stdin names until it ends."""
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
-    processor = load_processor(job["processor"], trust_remote_code=job["model"]["trust_remote_code"])
+    processor = load_processor(job["processor"], trust_remote_code=job["trust_remote_code"])
     model = open_model(job["model"], job["task"]["task"])
     for line in sys.stdin:
         asked = json.loads(line)

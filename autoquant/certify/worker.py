@@ -6,49 +6,76 @@ float model. A job is plain JSON; so is the answer (per-item values in an npz be
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from autoquant import artifacts
+from autoquant.certify import remembered
 from autoquant.errors import AutoquantError
 from autoquant.evaluation import evaluate_split, forward_call, saved_rows, time_models
 from autoquant.exports import load
 from autoquant.memory import peak, reset_peak
 from autoquant.models.loading import architectures, load_model, load_processor, open_stock
+from autoquant.processes import exit_code_of, finish, last_words, start
 from autoquant.runtimes.graph import as_written
-from autoquant.tasks import TASKS, from_spec
+from autoquant.tasks import TASKS, DataTask, Task, from_spec
 
 
 def run_job(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
     """Run `job` in a fresh process and return its answer; `folder` keeps job and answer under `name`.
 
+    What the float model gave on the very same job before is not measured again; `remembered` in its answer says where that
+    was kept (see `certify.remembered`).
+
     Raises:
         AutoquantError: the process failed; the message holds its last line.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.job.json"
-    artifacts.write_json(path, {**job, "out": str(folder / f"{name}.json"), "name": name})
-    environment = {**os.environ, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.run(
-        [sys.executable, "-m", "autoquant.certify.worker", str(path)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
+    out, place = folder / f"{name}.json", remembered.place_of(job)
+    if (known := remembered.recall(place, out.with_suffix(".npz"))) is not None:
+        return known
+    process = start(
+        "autoquant.certify.worker", {**job, "out": str(out), "name": name}, folder / f"{name}.job.json", stderr=PIPE
     )
+    said = finish(process)
     if process.returncode:
-        lines = [line for line in process.stderr.strip().splitlines() if line.strip()]
-        raise AutoquantError(
-            f"Measuring {name} in a fresh process failed: {lines[-1] if lines else process.returncode}"
-        )
-    return artifacts.read_json(folder / f"{name}.json")
+        raise AutoquantError(f"Measuring {name} in a fresh process failed: {last_words(said, process.returncode)}")
+    answer = artifacts.read_json(out)
+    remembered.keep(place, answer)
+    return answer
+
+
+def job_of(
+    task: Task, processor: Any, *, batch_size: int | None = None, seq_len: int | None = None,
+    trust_remote_code: bool = False, quiet: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """What every job says.
+
+    Args:
+        processor: folder of the model whose tokenizer or image processor makes the inputs.
+        batch_size, seq_len: the shape that latency and memory are measured at; None takes what is typical of the task.
+    """
+    return {
+        "task": task.spec(),  # type: ignore[attr-defined]
+        "processor": str(processor),
+        "trust_remote_code": trust_remote_code,
+        "shape": {"batch_size": batch_size or task.batch_size, "seq_len": seq_len or task.seq_len},
+        "threads": torch.get_num_threads(),
+        "quiet": quiet,
+    }
+
+
+def task_of(job: Mapping[str, Any], **instead: Any) -> DataTask:
+    """The task of a job, with other values `instead` of some of its description's."""
+    processor = load_processor(job["processor"], trust_remote_code=job["trust_remote_code"])
+    return from_spec({**job["task"], **instead}, processor)
 
 
 def open_model(item: dict[str, Any], task: str) -> torch.nn.Module:
@@ -67,7 +94,7 @@ def open_model(item: dict[str, Any], task: str) -> torch.nn.Module:
 
 def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:
     """Load one checkpoint; measure peak memory at the shape, then item values and metric on a split."""
-    task = from_spec(job["task"], load_processor(job["processor"], trust_remote_code=job["model"]["trust_remote_code"]))
+    task = task_of(job)
     example = task.example(job["shape"]["batch_size"], job["shape"].get("seq_len"))
     before = reset_peak()
     begin = time.perf_counter()
@@ -111,7 +138,7 @@ def evaluate_job(job: dict[str, Any]) -> dict[str, Any]:
 
 def latency_job(job: dict[str, Any]) -> dict[str, Any]:
     """Load all models and time them in turns at the shape: medians and half the interquartile range, in ms."""
-    task = from_spec(job["task"], load_processor(job["processor"], trust_remote_code=job["trust_remote_code"]))
+    task = task_of(job)
     example = task.example(job["shape"]["batch_size"], job["shape"].get("seq_len"))
     calls = {name: forward_call(open_model(item, task.name), task, example) for name, item in job["models"].items()}
     found = time_models(
@@ -131,16 +158,6 @@ def main(path: str) -> int:
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
     return exit_code_of(lambda: artifacts.write_json(Path(job["out"]), JOBS[job["kind"]](job)))
-
-
-def exit_code_of(work: Callable[[], None]) -> int:
-    """Do the work of a process; what went wrong becomes its last line on stderr, which the parent reads."""
-    try:
-        work()
-    except AutoquantError as error:
-        print(str(error).replace("\n", " "), file=sys.stderr)
-        return error.exit_code
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Commands that are more than a few lines: each adds itself to the command line (`autoquant.cli`)."""
+"""The commands: a file each, or a file for those that change together; `autoquant.cli` has the table."""

@@ -15,10 +15,13 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from autoquant.artifacts import cache_folder, fingerprint, read_json, write_json
+from autoquant.errors import AutoquantError
 from autoquant.tasks.base import SPLITS
 from autoquant.tasks.splitting import assign
 
@@ -65,7 +68,26 @@ def split_pairs(seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[s
 
 @lru_cache(maxsize=1)
 def pairs() -> tuple[Pair, ...]:
-    """All pairs of this installation, in the order of the file names; no query and no document twice."""
+    """All pairs of this installation, in the order of the file names; no query and no document twice.
+
+    Parsing takes seconds and every fresh process needs them, so they are kept in the user's cache folder with a hash of the
+    names, sizes and times of the files.
+    """
+    folders = libraries()
+    kept = cache_folder() / f"docstrings-{fingerprint(sorted(map(str, folders.values())))}.json"
+    key = fingerprint([Path(__file__).read_text(encoding="utf8"), [
+        [str(file), file.stat().st_size, file.stat().st_mtime_ns] for folder in folders.values() for file in _files(folder)
+    ]])  # fmt: skip
+    with suppress(AutoquantError, KeyError, TypeError, OSError):
+        if kept.is_file() and (found := read_json(kept))["key"] == key:
+            return tuple(Pair(*pair) for pair in found["pairs"])
+    made = _parsed()
+    with suppress(AutoquantError, OSError):
+        write_json(kept, {"key": key, "pairs": [[pair.module, pair.query, pair.document] for pair in made]})
+    return made
+
+
+def _parsed() -> tuple[Pair, ...]:
     queries: set[str] = set()
     documents: set[str] = set()
     found = []

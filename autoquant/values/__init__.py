@@ -1,6 +1,6 @@
 """Small frozen values that the stages hand to each other. They hold data and check it; they import no stage."""
 
-from autoquant.values.budget import Budget, Verdict
+from autoquant.values.budget import EXIT_CODES, Budget, Verdict
 from autoquant.values.candidate import Candidate
 from autoquant.values.layer import FLOAT_DTYPES, KINDS, Group, Layer, Skipped
 from autoquant.values.layer_map import LayerMap
@@ -10,6 +10,7 @@ from autoquant.values.runtime_choice import RuntimeChoice
 from autoquant.values.scheme import QuantizationArgs, Scheme
 
 __all__ = [
+    "EXIT_CODES",
     "FLOAT_DTYPES",
     "KINDS",
     "Budget",

@@ -8,6 +8,9 @@ from typing import Any
 
 from autoquant.errors import UsageError
 
+EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+"""Status of a verdict → exit code of the command that gave it."""
+
 
 @dataclass(frozen=True)
 class Budget:

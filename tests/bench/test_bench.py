@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from autoquant import api
+from autoquant import measuring
 from autoquant.bench import run
 from autoquant.bench.inputs import inputs_of
 from autoquant.bench.processes import Worker
@@ -47,7 +47,7 @@ def checkpoint(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(checkpoint: Path) -> dict[str, Any]:
-    return api.bench(
+    return measuring.bench(
         checkpoint, batch_sizes=(2, 1), seq_lens=(8, 4), threads=(1,), seconds=0.05, out=checkpoint.parent / "page.html"
     )
 
@@ -154,7 +154,7 @@ def test_lengths_that_do_not_fit() -> None:
 
 def test_a_module_is_refused() -> None:
     with pytest.raises(UsageError, match="folder"):
-        api.bench(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+        measuring.bench(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("noisy", "code"), [(False, 0), (True, 4)])
@@ -162,7 +162,7 @@ def test_what_is_typed_reaches_the_measurement(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], noisy: bool, code: int
 ) -> None:
     called: dict[str, Any] = {}
-    monkeypatch.setattr(api, "bench", lambda checkpoint, **options: called.update(options) or {"noisy": noisy})
+    monkeypatch.setattr(measuring, "bench", lambda checkpoint, **options: called.update(options) or {"noisy": noisy})
     typed = ["--batch-sizes", "1,8", "--seq-lens", "16", "--threads", "1,2", "--seconds", "1", "--out", "p.html"]
     assert main(["bench", "c", *typed, "--json"]) == code
     assert json.loads(capsys.readouterr().out) == {"noisy": noisy}
@@ -173,9 +173,9 @@ def test_what_is_typed_reaches_the_measurement(
 
 
 def test_defaults_are_the_same_in_python(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    defaults = {name: one.default for name, one in signature(api.bench).parameters.items()}
+    defaults = {name: one.default for name, one in signature(measuring.bench).parameters.items()}
     called: dict[str, Any] = {}
-    monkeypatch.setattr(api, "bench", lambda checkpoint, **options: called.update(options) or {"noisy": False})
+    monkeypatch.setattr(measuring, "bench", lambda checkpoint, **options: called.update(options) or {"noisy": False})
     main(["bench", "c", "--json"])
     capsys.readouterr()
     assert called.pop("quiet") is True, "JSON on stdout, and nothing beside it"

@@ -36,12 +36,25 @@ def test_files_are_parsed_and_never_run(tmp_path, monkeypatch):
     (library / "_private.py").write_text(body.format("Private"))
     (library / "tests" / "d.py").write_text(body.format("Third"))
     monkeypatch.setattr(docstrings, "libraries", lambda: {"lib": library})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pairs.cache_clear()
     try:
-        assert [(pair.module, pair.query) for pair in pairs()] == [
+        found = pairs()
+        assert [(pair.module, pair.query) for pair in found] == [
             ("lib/a.py", "First does a thing."),
             ("lib/b.py", "Second does a thing."),
         ]
+        pairs.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(docstrings, "_of_file", None)
+            assert pairs() == found, "kept: nothing is parsed again"
+        pairs.cache_clear()
+        (library / "c.py").write_text(body.format("Fourth"))
+        assert len(pairs()) == 3, "a file has changed"
+        pairs.cache_clear()
+        (kept,) = (tmp_path / "cache" / "autoquant").glob("docstrings-*.json")
+        kept.write_text(kept.read_text()[:50])
+        assert len(pairs()) == 3, "what was kept is damaged"
     finally:
         pairs.cache_clear()
 

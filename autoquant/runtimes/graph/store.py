@@ -23,7 +23,7 @@ from autoquant import artifacts
 from autoquant.errors import AutoquantError
 from autoquant.runtimes.graph.capture import Captured, node_of
 from autoquant.runtimes.graph.plain import UnstorableError, from_plain, to_plain
-from autoquant.runtimes.native.build import cache_folder, cap, processor
+from autoquant.runtimes.native.build import cap, processor
 
 log = logging.getLogger(__name__)
 CODE = ("transformers.", "torch.nn.", "autoquant.")
@@ -43,7 +43,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def folder() -> Path:
-    return cache_folder() / "graphs"
+    return artifacts.cache_folder() / "graphs"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from autoquant.artifacts import cache_folder
+
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 
 
@@ -32,11 +34,6 @@ WITHOUT = {
 def cap() -> str:
     """ONEDNN_MAX_CPU_ISA, "DEFAULT" where it is not set."""
     return os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
-
-
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "autoquant"
 
 
 @functools.cache
