@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from autoquant.commands import certify
+from autoquant.commands import certify, worker
 from autoquant.errors import AutoquantError, UsageError
 from autoquant.values import Budget
 
@@ -51,6 +51,9 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "trials": (int, 16, "Maps to evaluate at most."),
     "max_minutes": (float | None, None, "Stop searching after this long; certification follows."),
     "rungs": (int, 2, "Quantized maps that may be tested on the certification data."),
+    "workers": (int, 1, "Processes that judge maps at a time; each has its share of the threads, and a copy of the model."),
+    "storage": (str | None, None,
+                "Keep the study there: postgresql+psycopg://…, mysql…, sqlite:///… or grpc://host:port. See 'autoquant worker'."),
     "test_data": (str | None, None, "A second source that certification comes from alone."),
     "columns": (list[str] | None, None, "ROLE=NAME, or ROLE=NUMBER (from 0) for files without a header. Repeatable."),
     "sizes": (list[str] | None, None, "SPLIT=ITEMS for calibration, search, certification. Repeatable."),
@@ -65,7 +68,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "no_grad": (bool, False, "Score layers by output error alone, without a backward pass."),
     "seed": (int, 0, "Seed of the splits and the search."),
     "out": (Path | None, None, "Run folder; must be empty. Default: the next free one below runs/."),
-    "resume": (Path | None, None, "Continue this run folder; only --trials and --max-minutes can be changed."),
+    "resume": (Path | None, None, "Continue this run folder; only --trials, --max-minutes and --workers can be changed."),
     "revision": (str | None, None, "Revision of a hub model."),
     "trust_remote_code": (bool, False, "Run model code that comes with the model."),
     "quiet": (bool, False, "No progress."),
@@ -103,6 +106,8 @@ def takes(*names: str) -> Callable[[Command], Command]:
     "autoquant search ./my-reranker --task classification --data pairs.csv --budget 0.005\n\n"
     "autoquant search ./llm --task causal-lm --data text.txt --objective memory --max-minutes 30\n\n"
     "autoquant search ./my-model --data pairs.csv --max-mb 25\n\n"
+    "autoquant search ./my-model --data pairs.csv --workers 4 --threads 16\n\n"
+    "autoquant search ./my-model --data pairs.csv --storage postgresql+psycopg://me@host/studies\n\n"
     "autoquant search --resume runs/default-1"
 )
 @takes(*OPTIONS)
@@ -117,7 +122,7 @@ def search(ctx: typer.Context, model: Model = "default", **given: Any) -> int:
         result = api.search(model, **_read(given))
     else:
         typed = {name: value for name, value in ctx.params.items() if _typed(ctx, name)}
-        changes = {name: typed.pop(name) for name in ("trials", "max_minutes") if name in typed}
+        changes = {name: typed.pop(name) for name in ("trials", "max_minutes", "workers", "storage") if name in typed}
         if others := [name for name in typed if name not in ("resume", "quiet", "as_json")]:
             raise UsageError(
                 f"--resume takes its settings from the run folder; --{others[0].replace('_', '-')} cannot be changed there."
@@ -399,3 +404,4 @@ def _numbers(values: list[str] | None, option: str) -> dict[str, int] | None:
 
 
 certify.add_to(app, takes, _read)
+worker.add_to(app, takes)
