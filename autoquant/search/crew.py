@@ -22,6 +22,8 @@ from autoquant.search.roll import Roll
 
 PAUSE = 0.05
 """Seconds until the study is looked at again."""
+OWN = "own:"
+"""What the name begins with of workers that live and die with the process that leads, unlike those that joined."""
 NOTE = "  note: "
 """What a line begins with that is to be kept for the report."""
 
@@ -44,10 +46,6 @@ class Crew(ABC):
     @abstractmethod
     def has(self, name: str) -> bool:
         """Whether it is alive."""
-
-    @abstractmethod
-    def is_own(self, name: str) -> bool:
-        """Whether it is of this crew, or of one of an earlier process that led this search and has died."""
 
     @abstractmethod
     def wait(self, say: Say, joined: bool) -> None:
@@ -76,23 +74,19 @@ class Alone(Crew):
     Workers that joined get one map ahead: they do not wait while this process is busy.
     """
 
-    NAME = "own:"
     room_of_others = 2
 
     def __init__(self, work_once: Callable[[str], bool | None]) -> None:
-        self.work_once = work_once
+        self.work_once, self.name = work_once, _prefix()
 
     def ready(self, roll: Roll) -> list[str]:
-        return [self.NAME]
+        return [self.name]
 
     def has(self, name: str) -> bool:
-        return name == self.NAME
-
-    def is_own(self, name: str) -> bool:
-        return name.startswith(self.NAME)
+        return name == self.name
 
     def wait(self, say: Say, joined: bool) -> None:
-        if self.work_once(self.NAME) is None:
+        if self.work_once(self.name) is None:
             time.sleep(PAUSE)
 
     def stop(self) -> None:
@@ -123,7 +117,7 @@ class Processes(Crew):
         note: Say = lambda text: None,
     ) -> None:  # fmt: skip
         self.command, self.environment, self.note = list(command), dict(environment or {}), note
-        self.prefix = f"{Alone.NAME}{uuid.uuid4().hex[:6]}/"
+        self.prefix = f"{_prefix()}/"
         self.started = 0
         self.processes: list[Process] = []
         self.count = count
@@ -144,9 +138,6 @@ class Processes(Crew):
 
     def has(self, name: str) -> bool:
         return any(process.name == name and process.popen.poll() is None for process in self.processes)
-
-    def is_own(self, name: str) -> bool:
-        return name.startswith(Alone.NAME)
 
     def wait(self, say: Say, joined: bool) -> None:
         for process in [p for p in self.processes if p.popen.poll() is not None]:
@@ -195,6 +186,10 @@ class Processes(Crew):
                     self.note(line.removeprefix(NOTE).rstrip())
                 elif line.strip():
                     process.lines = [*process.lines[-5:], line.strip()]
+
+
+def _prefix() -> str:
+    return OWN + uuid.uuid4().hex[:6]
 
 
 def leave_with_parent() -> None:

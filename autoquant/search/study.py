@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autoquant.errors import AutoquantError, StaleError
-from autoquant.search.crew import Alone, Crew
+from autoquant.search.crew import OWN, Alone, Crew
 from autoquant.search.judging import FIGURES, Evaluate, judge_trial
 from autoquant.search.lead import REPEATS, Lead, Places, is_counted
 from autoquant.search.ledger import WORKER, from_params, is_born
@@ -141,10 +141,12 @@ def run_search(
     with Roll(study, LEAD) as roll, crew:
 
         def gone(name: str) -> bool:
-            return not crew.has(name) if crew.is_own(name) else roll.silent(name)
+            return not crew.has(name) if name.startswith(OWN) else roll.silent(name)
 
         def places() -> Places:
-            joined = dict.fromkeys((n for n in roll.present() if n != LEAD and not crew.is_own(n)), crew.room_of_others)
+            joined = dict.fromkeys(
+                (n for n in roll.present() if n != LEAD and not n.startswith(OWN)), crew.room_of_others
+            )
             return Places(dict.fromkeys(crew.ready(roll), 1) | joined, gone)
 
         try:
@@ -153,7 +155,7 @@ def run_search(
                     crew.wait(say, joined=bool(set(places().room)))
         except KeyboardInterrupt:
             crew.stop()
-            patiently(lambda: lead.give_back(crew.is_own), say)
+            patiently(lambda: lead.give_back(lambda name: name.startswith(OWN)), say)
             raise
         patiently(lambda: roll.say(ended=lead.reason), say)
     return patiently(lambda: candidates(problem, study), say), lead.reason
@@ -194,7 +196,7 @@ def work(
                 on_map(told)
                 continue
             patiently(roll.look, say)
-            if (ended := roll.heard(LEAD).get("ended")) and not roll.silent(LEAD):
+            if ended := roll.heard(LEAD).get("ended"):
                 return told, ended
             alone = alone + POLL if roll.silent(LEAD) or not roll.heard(LEAD) else 0.0
             if alone == POLL:
