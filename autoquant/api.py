@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import socket
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +19,8 @@ from autoquant import artifacts, pipeline
 from autoquant.checkpoint import read_layer_map
 from autoquant.errors import FolderError, UsageError
 from autoquant.exports import load
-from autoquant.session import Progress, Session
+from autoquant.search import mask
+from autoquant.session import CHOICE, Progress, Session, now
 from autoquant.settings import Settings
 from autoquant.tasks import Task
 from autoquant.values import EXIT_CODES, LayerMap
@@ -77,13 +81,17 @@ def search(
         UsageError: something in the request cannot work.
         AutoquantError: something failed.
     """
-    settings = _settings(model, task, data, options)
+    storage = options.pop("storage", None)
+    settings = _settings(model, task, data, {**options, "storage": None if storage is None else mask(storage)})
     folder = new_folder(out, settings)
+    if storage is not None:  # a database is shared by many runs
+        mark = artifacts.fingerprint([settings.to_dict(), str(folder.resolve()), now()])
+        settings = replace(settings, study=f"{folder.name}-{mark[:8]}")
     artifacts.write_yaml(
         folder / pipeline.SETTINGS, settings.to_dict(), "What this run was asked to do; read by --resume."
     )
     with _given_back(folder):
-        return Result(folder, pipeline.run(_session(settings, folder, quiet, model, task)))
+        return Result(folder, pipeline.run(_session(settings, folder, quiet, model, task, storage)))
 
 
 def resume(
@@ -91,17 +99,60 @@ def resume(
 ) -> Result:
     """Continue a run that was killed, or give it more `trials` or `max_minutes`. Finished stages are not run again.
 
+    Args:
+        changes: trials, max_minutes or workers; storage, the run's own again with its password.
+
     Raises:
+        UsageError: `storage` is another one.
         FolderError: `folder` is no run folder.
         StaleError: the model or the data changed since.
     """
     folder = Path(folder)
-    settings = replace(_settings_of(folder), **changes)
+    storage = changes.pop("storage", None)
+    settings = replace(_with_storage(_settings_of(folder), storage), **changes)
     if changes:
         artifacts.write_yaml(
             folder / pipeline.SETTINGS, settings.to_dict(), "What this run was asked to do; read by --resume."
         )
-    return Result(folder, pipeline.run(_session(settings, folder, quiet, model or settings.model, task)))
+    return Result(folder, pipeline.run(_session(settings, folder, quiet, model or settings.model, task, storage)))
+
+
+def worker(
+    folder: str | Path, *, storage: str | None = None, threads: int | None = None, quiet: bool = False,
+    name: str | None = None,
+) -> tuple[int, str]:  # fmt: skip
+    """Help the search of a run until it ends: evaluate maps that its main process gives to this one.
+
+    Args:
+        folder: the run folder, or a copy of it on another machine, where model and data are found in the same place.
+        storage: URL of the study's storage with its password, as the search was given it.
+        threads: CPU threads; by default the run's.
+        name: of this worker, where it was started by the main process.
+
+    Returns:
+        how many maps were evaluated, and why the search ended.
+
+    Raises:
+        FolderError: the run has not come to its search yet.
+        StaleError: the model, the data or what runs here is not what the search began with.
+        AutoquantError: the main process is not there.
+    """
+    folder = Path(folder)
+    settings = replace(_with_storage(_settings_of(folder), storage), workers=1)
+    if (folder / CHOICE).is_file():  # what --runtime auto took there
+        settings = replace(settings, runtime=artifacts.read_json(folder / CHOICE)["chosen"])
+    settings = replace(settings, threads=threads or settings.threads)
+    name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    return pipeline.help_search(_session(settings, folder, quiet, settings.model, None, storage), name)
+
+
+def _with_storage(settings: Settings, storage: str | None) -> Settings:
+    if storage is not None and mask(storage) != settings.storage:
+        raise UsageError(
+            f"--storage {mask(storage)}: this run's study is in {settings.storage or 'its own folder'}. "
+            + ("Give that, with its password." if settings.storage else "Leave --storage out.")
+        )
+    return settings
 
 
 def pick(
@@ -203,11 +254,14 @@ def _settings(model: Any, task: Any, data: Any, options: Mapping[str, Any]) -> S
     )
 
 
-def _session(settings: Settings, folder: Path, quiet: bool, model: Any, task: Any) -> Session:
+def _session(
+    settings: Settings, folder: Path, quiet: bool, model: Any, task: Any, storage: str | None = None
+) -> Session:
     return Session(
         settings,
         folder,
         Progress(quiet),
         module=model if isinstance(model, nn.Module) else None,
         given_task=task if isinstance(task, Task) else None,
+        storage=storage,
     )

@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from autoquant.commands import bench, catalogue, certify, checkpoints, search
+from autoquant.commands import bench, catalogue, certify, checkpoints, search, worker
 from autoquant.errors import AutoquantError
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 pass · 1 error · 2 usage · 3 no map meets the budget · 4 inconclusive · 130 interrupted.",
 )
 
-for module in (search, checkpoints, bench, certify, catalogue):
+for module in (search, worker, checkpoints, bench, certify, catalogue):
     app.add_typer(module.app)
 
 

@@ -10,6 +10,7 @@
     │   └── FolderError            an output folder that is not empty, a run that cannot be resumed
     ├── NumericsError              NaN or infinity where a finite number is needed, named
     ├── CheckpointError            a checkpoint that is incomplete, corrupt or of an unknown version
+    ├── StorageError               the storage of a study does not answer
     └── StaleError                 a stage's input was made from another model, task or setting
 
 A message says what was wrong, where, which choices are valid and what to type next. `UsageError` is a `ValueError`
@@ -59,6 +60,10 @@ class NumericsError(AutoquantError):
 
 
 class CheckpointError(AutoquantError):
+    pass
+
+
+class StorageError(AutoquantError):
     pass
 
 

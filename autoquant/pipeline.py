@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from autoquant import artifacts
 from autoquant.certification import certify_stage
 from autoquant.certify.power import Power
 from autoquant.checkpoint import read_layer_map, write_layer_map
-from autoquant.errors import StaleError, UsageError
+from autoquant.errors import FolderError, UsageError
 from autoquant.finals import finals_stage
 from autoquant.fresh import WRITTEN
 from autoquant.layer_maps import input_absmax, make_map
@@ -27,20 +28,28 @@ from autoquant.price import measure_price
 from autoquant.profile import measure_profile
 from autoquant.report import render_html, validate
 from autoquant.search import (
+    STUDY_NAME,
     Problem,
+    Processes,
+    alone,
     check_size,
+    check_storage,
+    describe_study,
     front,
     items_read,
+    join_study,
     make_problem,
     open_study,
     options_of,
     run_search,
+    storage_environment,
     warm_starts,
+    work,
 )
 from autoquant.session import CHOICE, Session
 from autoquant.summary import summarise, summarise_profile
 from autoquant.tasks import SPLITS
-from autoquant.trial import expected_margin, make_judge
+from autoquant.trial import expected_margin, expected_minutes, make_judge
 from autoquant.values import Candidate, LayerMap, Price, Profile
 
 PROFILE, PRICE, STUDY, MAP = "profile.json", "price.json", "study.journal", "layer_map.yaml"
@@ -94,36 +103,104 @@ def price_stage(session: Session) -> Price:
 
 
 def search_stage(session: Session, profile: Profile, price: Price) -> tuple[list[Candidate], str]:
-    """Search on the search split; each better map is written to `layer_map.yaml` at once, the front to `front.json`."""
+    """Search on the search split; each better map is written to `layer_map.yaml` at once, the front to `front.json`.
+
+    Raises:
+        UsageError: another process leads this run's search.
+    """
     s = session.settings
     problem = problem_of(session, profile, price)
-    with session.progress.bar("float model on the search split", "row") as update:
-        judge = make_judge(session, price, update)
-    study = open_study(session.folder / STUDY, problem, s.strategy, s.seed)
-    made_from = artifacts.fingerprint([problem.base_dtypes, problem.options, [group.name for group in problem.groups]])
-    if study.user_attrs.setdefault("fingerprint", made_from) != made_from:
-        raise StaleError(f"{session.folder / STUDY} belongs to another search space. Choose another --out folder.")
-    study.set_user_attr("fingerprint", made_from)
-    best: list[Candidate] = []
+    with alone(session.folder):
+        study = open_study(
+            study_place(session), problem, s.strategy, s.seed, s.study or STUDY_NAME, search_fingerprint(problem)
+        )
+        describe_study(
+            study, f"autoquant: {s.model}, {session.task_name}, budget {s.budget:g}, folder {session.folder}"
+        )
+        crew, judge = crew_of(session), None
+        if crew is None:
+            with session.progress.bar("float model on the search split", "row") as update:
+                judge = make_judge(session, price, update)
+            minutes = expected_minutes(session, judge)
+            session.progress.say(f"  about {minutes:.0f} more minutes if all {s.trials} trials are needed")
+        best: list[Candidate] = []
 
-    with session.progress.bar("search", "map") as update:
+        with session.progress.bar("search", "map") as update:
 
-        def on_trial(found: list[Candidate]) -> None:
-            update(len(found), s.trials)
-            last, top = found[-1], _best(found, problem)
-            session.progress.say(f"  {describe(last, session)}")
-            if top is not None and top not in best:
-                best.append(top)
-                write_layer_map(session.folder / MAP, make_map(session, top, profile))
+            def on_trial(new: Candidate, found: list[Candidate]) -> None:
+                update(len(found), s.trials)
+                top = _best(found, problem)
+                session.progress.say(f"  {describe(new, session)}")
+                if top is not None and top not in best:
+                    best.append(top)
+                    write_layer_map(session.folder / MAP, make_map(session, top, profile))
 
-        found, ended = run_search(
-            problem, judge, study, trials=s.trials, starts=() if s.cold else warm_starts(problem, s.strategy),
-            measure=judge.measure, say=session.progress.note,
-            max_seconds=s.max_minutes * 60 if s.max_minutes else math.inf, on_trial=on_trial,
-        )  # fmt: skip
+            found, ended = run_search(
+                problem, judge, study, trials=s.trials, starts=() if s.cold else warm_starts(problem, s.strategy),
+                measure=judge.measure if judge else None, say=session.progress.note,
+                max_seconds=s.max_minutes * 60 if s.max_minutes else math.inf, on_trial=on_trial, crew=crew,
+            )  # fmt: skip
     session.search_items = sum(c.items for c in found) + items_read(study)
     artifacts.write_json(session.folder / FRONT, {"maps": [c.to_dict() for c in front(found)]})
     return found, ended
+
+
+def study_place(session: Session) -> Path | str:
+    """Where the study is kept: the storage that was asked for, or the run folder's journal."""
+    return session.storage or session.settings.storage or session.folder / STUDY
+
+
+def search_fingerprint(problem: Problem) -> str:
+    return artifacts.fingerprint([problem.base_dtypes, problem.options, [group.name for group in problem.groups]])
+
+
+def crew_of(session: Session) -> Processes | None:
+    """The processes that evaluate maps, where it is not this one alone."""
+    count = session.settings.workers
+    if count == 1:
+        return None
+    threads = max(1, torch.get_num_threads() // count)
+    session.progress.note(
+        f"{count} workers judged maps at a time, on {threads} of {torch.get_num_threads()} threads each: latencies of the "
+        "search were measured beside neighbours. What may be shipped was timed again, alone, on all threads."
+    )
+    command = [sys.executable, "-m", "autoquant", "worker", str(session.folder), "--threads", str(threads), "--as"]
+    return Processes(count, command, storage_environment(study_place(session)), session.progress.note)
+
+
+def help_search(session: Session, name: str) -> tuple[int, str]:
+    """Evaluate maps of a search that another process leads, until that ends.
+
+    Args:
+        session: of the run folder, or of a copy.
+        name: of this worker, which no other has.
+
+    Returns:
+        how many maps were told, and why the search ended.
+
+    Raises:
+        FolderError: the run has not come to its search yet.
+        StaleError: the model, the data or what runs here is not what the search began with.
+    """
+    for needed in (PROFILE, PRICE):
+        if not (session.folder / needed).is_file():
+            raise FolderError(
+                f"{session.folder} has no {needed} yet: wait until the run's main process says '3/5 search', then start "
+                "the worker again."
+            )
+    profile = profile_stage(session)
+    price = Price.from_dict(artifacts.read_json(session.folder / PRICE))
+    problem = problem_of(session, profile, price)
+    study = join_study(study_place(session), session.settings.study or STUDY_NAME, search_fingerprint(problem))
+    with session.progress.bar("float model on the search split", "row") as update:
+        judge = make_judge(session, price, update)
+    if judge.priced:
+        session.progress.note(f"{session.runtime.description()} is not what is searched for: latencies are predicted.")
+    with session.progress.bar("helping", "map") as update:
+        return work(
+            problem, study, name, judge, judge.measure, say=session.progress.note,
+            on_map=lambda count: update(count, session.settings.trials),
+        )  # fmt: skip
 
 
 def problem_of(session: Session, profile: Profile, price: Price) -> Problem:
@@ -172,6 +249,7 @@ def run_stages(session: Session) -> dict[str, Any]:
     splits = ", ".join(f"{session.task.items(split)} {split}" for split in SPLITS)
     say(f"Task    {session.task.name}, {session.task.metric}: {splits}")
     check_size(session.settings.strategy, session.base_dtypes, options_of(session.groups, session.allowed))
+    check_storage(study_place(session))
     with Timed(stages, "power"):
         say("0/5 what the certification data can settle")
         power = power_stage(session)

@@ -70,6 +70,8 @@ class Session:
     progress: Progress
     module: nn.Module | None = None
     given_task: Task | None = None
+    storage: str | None = None
+    """URL of the study's storage with its password, which the settings do not keep."""
     search_items: int = 0
     """Items of the search split that the search has read."""
 
@@ -78,7 +80,16 @@ class Session:
             torch.set_num_threads(self.settings.threads)
         if self.settings.device != "cpu" and not torch.cuda.is_available():
             raise UsageError(f"--device {self.settings.device}: torch sees no GPU here. Valid: cpu.")
+        if self.settings.workers > 1 and not self.is_from_files:
+            raise UsageError(
+                "A module or a Task of your own cannot be built again in other processes: workers must be 1."
+            )
         torch.manual_seed(self.settings.seed)
+
+    @property
+    def is_from_files(self) -> bool:
+        """Whether another process can make the same from the settings."""
+        return self.module is None and self.given_task is None
 
     @property
     def budget(self) -> Budget:

@@ -8,7 +8,7 @@ from typing import Any
 
 from autoquant.errors import StaleError, UsageError, pick
 from autoquant.runtimes import RUNTIMES
-from autoquant.search import OBJECTIVES, STRATEGIES
+from autoquant.search import OBJECTIVES, STRATEGIES, check_url
 from autoquant.values import Budget
 
 DEFAULT_TRIALS = 16
@@ -30,6 +30,9 @@ class Settings:
         race: stop judging a map as soon as it is known whether it is within the budget.
         max_mb, max_ms: hard caps on size and latency; with one, the smallest drop under it is looked for.
         rungs: quantized maps that may be tested on the certification data.
+        workers: processes of this machine that evaluate maps at a time; each has its share of `threads`.
+        storage: URL of the study's storage, without a password; None: a journal in the run folder.
+        study: its name there.
         device: `cpu` or `cuda`.
     """
 
@@ -56,6 +59,9 @@ class Settings:
     trials: int = DEFAULT_TRIALS
     max_minutes: float | None = None
     rungs: int = 2
+    workers: int = 1
+    storage: str | None = None
+    study: str | None = None
     batch_size: int | None = None
     seq_len: int | None = None
     eval_batch_size: int = 32
@@ -72,9 +78,11 @@ class Settings:
         pick(dict.fromkeys(OBJECTIVES), self.objective, "objective")
         pick(STRATEGIES, self.strategy, "strategy")
         pick({**RUNTIMES, AUTO: None}, self.runtime, "runtime")
-        for name, lowest in (("trials", 1), ("batch_size", 1), ("eval_batch_size", 1), ("rungs", 1)):
+        for name, lowest in (("trials", 1), ("batch_size", 1), ("eval_batch_size", 1), ("rungs", 1), ("workers", 1)):
             if getattr(self, name) is not None and getattr(self, name) < lowest:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least {lowest}, not {getattr(self, name)}.")
+        if self.storage is not None:
+            check_url(self.storage)
         for name in ("max_minutes", "max_mb", "max_ms"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}.")

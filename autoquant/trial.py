@@ -20,6 +20,7 @@ from autoquant.certify.judge import drop_error, excess, paired_drop
 from autoquant.evaluation import Evaluation, evaluate_further, evaluate_split, forward_call, time_models
 from autoquant.profile.fisher import divergence
 from autoquant.search import Outcome
+from autoquant.search.problem import MOST_NOISE
 from autoquant.search.race import chunks, decide
 from autoquant.session import Session
 from autoquant.tasks.base import Task, batches
@@ -112,6 +113,7 @@ class Judge:
     Attributes:
         base: the float32 model on the whole split.
         milliseconds: measures a model's latency, in the price's milliseconds, and its noise as a share.
+        priced: predicts the latency of a map instead, where this is not the hardware that is searched for.
     """
 
     task: Task
@@ -122,13 +124,14 @@ class Judge:
     assemble: Callable[[dict[str, str], str], nn.Module]
     milliseconds: Callable[[nn.Module], tuple[float, float]]
     notify: Callable[[str], None]
+    priced: Callable[[str, dict[str, str]], float] | None = None
 
     def __call__(self, base_dtype: str, layers: dict[str, str]) -> Outcome:
         """The outcome of a map."""
         model = self.assemble(layers, base_dtype)
         self.against.forget()
         drop, error, margin, items = self._race(model)
-        ms, noise = self.milliseconds(model)
+        ms, noise = (self.priced(base_dtype, layers), MOST_NOISE) if self.priced else self.milliseconds(model)
         return Outcome(
             drop=drop,
             error=error,
@@ -179,7 +182,7 @@ class Judge:
 
 
 def make_judge(session: Session, price: Price, update: Callable[[int, int], None]) -> Judge:
-    """Run the float model on the search split, and say how long a search takes."""
+    """Run the float model on the search split."""
     s, task = session.settings, session.task
     track, against = Track.of(task, s.eval_batch_size, s.seed, s.race), Divergence(task)
     base = evaluate_split(
@@ -189,8 +192,6 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
     )  # fmt: skip
     if base.batch_size < s.eval_batch_size:  # the float model did not fit: nor would most maps
         track = Track.of(task, base.batch_size, s.seed, s.race)
-    minutes = base.seconds * (0.6 * s.trials + 2.5 * task.rows("certification") / task.rows("search")) / 60 + 1
-    session.progress.say(f"  about {minutes:.0f} more minutes if all {s.trials} trials are needed")
     example = task.example(session.batch_size, session.seq_len)
     anchor = forward_call(session.model, task, example)
 
@@ -205,6 +206,15 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
         ms = times["map"][0] / times["anchor"][0] * price.model_ms["float32"]
         return ms, times["map"][1] / times["map"][0]
 
+    elsewhere = price.hardware != session.runtime.description()
     return Judge(
-        task, session.budget, track, base, against, session.assembler.assemble, milliseconds, session.progress.note
-    )
+        task, session.budget, track, base, against, session.assembler.assemble, milliseconds, session.progress.note,
+        price.ms_of if elsewhere else None,
+    )  # fmt: skip
+
+
+def expected_minutes(session: Session, judge: Judge) -> float:
+    """How long search and certification take if all trials are needed."""
+    s, task = session.settings, session.task
+    passes = 0.6 * s.trials + 2.5 * task.rows("certification") / task.rows("search")
+    return judge.base.seconds * passes / 60 + 1

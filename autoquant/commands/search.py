@@ -20,6 +20,8 @@ app = typer.Typer()
     "autoquant search ./my-reranker --task classification --data pairs.csv --budget 0.005\n\n"
     "autoquant search ./llm --task causal-lm --data text.txt --objective memory --max-minutes 30\n\n"
     "autoquant search ./my-model --data pairs.csv --max-mb 25\n\n"
+    "autoquant search ./my-model --data pairs.csv --workers 4 --threads 16\n\n"
+    "autoquant search ./my-model --data pairs.csv --storage postgresql+psycopg://me@host/studies\n\n"
     "autoquant search --resume runs/default-1"
 )
 @takes(*OPTIONS)
@@ -34,7 +36,7 @@ def search(ctx: typer.Context, model: Model = "default", **given: Any) -> int:
         result = api.search(model, **read(given))
     else:
         typed = {name: value for name, value in ctx.params.items() if was_typed(ctx, name)}
-        changes = {name: typed.pop(name) for name in ("trials", "max_minutes") if name in typed}
+        changes = {name: typed.pop(name) for name in ("trials", "max_minutes", "workers", "storage") if name in typed}
         if others := [name for name in typed if name not in ("resume", "quiet", "as_json")]:
             raise UsageError(
                 f"--resume takes its settings from the run folder; --{others[0].replace('_', '-')} cannot be changed there."

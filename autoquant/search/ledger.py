@@ -21,7 +21,11 @@ BASE = "base_dtype"
 FIXED = "fixed_params"
 """Where Optuna keeps the parameters of an enqueued trial."""
 REFINED = "refined"
-"""User attribute of a study: group → option → one-layer divergence that was measured exactly."""
+"""User attribute of a trial: group → option → one-layer divergence that was measured exactly after it."""
+WORKER = "worker"
+"""User attribute of a trial: who is to evaluate its map; empty while nobody is."""
+CONSTRAINT = "constraints:"
+"""What Optuna's name of a constraint begins with. (Its own `set_constraint` is the trial object's, which a sampler makes.)"""
 
 
 @dataclass(frozen=True)
@@ -82,32 +86,62 @@ def params_of(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
     return {**trial.system_attrs.get(FIXED, {}), **trial.params}
 
 
+def is_born(problem: Problem, trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether its map is decided: a process that is killed can leave a trial with some of its parameters."""
+    return space_of(problem).keys() <= params_of(trial).keys()
+
+
+def write(study: optuna.Study, trial_id: int, **attrs: Any) -> None:
+    """User attributes of a running trial, of which there may be no trial object in this process.
+
+    Raises:
+        UpdateFinishedTrialError: it is finished.
+    """
+    for name, value in attrs.items():
+        study._storage.set_trial_user_attr(trial_id, name, value)
+
+
+def constrain(problem: Problem, study: optuna.Study, trial_id: int, margin: float, ms: float, size: float) -> None:
+    """What must be 0 or less: the metric's margin, or how far the caps are exceeded."""
+    name, value = ("cap", problem.over(ms, size)) if problem.capped else ("accuracy", margin)
+    study._storage.set_trial_system_attr(trial_id, CONSTRAINT + name, float(value))
+
+
+def seen_of(problem: Problem, base: str, choice: Choice, attrs: Mapping[str, Any]) -> Seen:
+    """From the attributes of a finished trial."""
+    saving = problem.saving(attrs["ms"], attrs["bytes"])
+    figures = (attrs["margin"], attrs["divergence"], attrs["predicted_divergence"], attrs["drop"], attrs["ms"])
+    over = problem.over(attrs["ms"], attrs["bytes"])
+    return Seen(base, choice, saving, *figures, over, attrs.get("origin") != "enqueued")
+
+
 def seen_trials(problem: Problem, study: optuna.Study) -> list[Seen]:
-    found = []
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
-        base, choice = from_params(problem, trial.params)
-        attrs = trial.user_attrs
-        saving = problem.saving(attrs["ms"], attrs["bytes"])
-        figures = (attrs["margin"], attrs["divergence"], attrs["predicted_divergence"], attrs["drop"], attrs["ms"])
-        over = problem.over(attrs["ms"], attrs["bytes"])
-        found.append(Seen(base, choice, saving, *figures, over, attrs.get("origin") != "enqueued"))
-    return found
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    return [seen_of(problem, *from_params(problem, trial.params), trial.user_attrs) for trial in complete]
 
 
 def tried_choices(problem: Problem, study: optuna.Study) -> dict[str, list[Choice]]:
     """Base dtype → choices of all trials, failed, skipped and running ones too: none is proposed twice."""
     tried: dict[str, list[Choice]] = {base: [] for base in problem.base_dtypes}
     for trial in study.get_trials(deepcopy=False):
-        params = params_of(trial)
-        if space_of(problem).keys() <= params.keys():  # a killed run can leave a trial with some of its parameters
-            base, choice = from_params(problem, params)
+        if is_born(problem, trial):
+            base, choice = from_params(problem, params_of(trial))
             tried[base].append(choice)
     return tried
 
 
+def refined(study: optuna.Study) -> dict[str, dict[str, float]]:
+    """Group → option → one-layer divergence, of all that were measured."""
+    found: dict[str, dict[str, float]] = {}
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)):
+        for group, options in trial.user_attrs.get(REFINED, {}).items():
+            found.setdefault(group, {}).update(options)
+    return found
+
+
 def as_refined(problem: Problem, study: optuna.Study) -> Problem:
     """The problem with the scores that were measured exactly since the profile was taken."""
-    measured: Mapping[str, Mapping[str, float]] = study.user_attrs.get(REFINED, {})
+    measured = refined(study)
     if not measured:
         return problem
     scores = tuple(

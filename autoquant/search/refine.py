@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import optuna
 
-from autoquant.search.ledger import REFINED, Seen, as_refined, seen_trials
+from autoquant.search.ledger import REFINED, Seen, as_refined, refined, seen_trials
 from autoquant.search.problem import FLOAT, Problem
 from autoquant.search.strategies.surrogate import allowances, correction
 from autoquant.search.surrogate import solve
@@ -21,42 +22,48 @@ TRUSTED = (0.8, 1.25)
 """Observed / predicted divergence between these is as good as a sum over layers gets."""
 PAIRS = 8
 """Most pairs that are measured after one trial."""
-EVENTS = "refinements"
-"""User attribute of a study: what was noticed and measured, a dictionary an event."""
+EVENT = "refinement"
+"""User attribute of a trial: what was noticed at it and measured after it."""
 
 Measure = Callable[[str, dict[str, str]], tuple[float, int]]
 """(base dtype, layer → scheme) → (divergence of that model, items read)."""
 Pair = tuple[int, int]
 
 
-def refine_if_off(problem: Problem, study: optuna.Study, measure: Measure) -> str | None:
-    """Look at the last trial; returns what was noticed and done, None if all is well."""
+def refine_if_off(problem: Problem, study: optuna.Study, last: Seen, measure: Measure) -> dict[str, Any]:
+    """Look at a map that has just been judged; returns attributes for its trial, none if all is well."""
+    known = refined(study)
     now = as_refined(problem, study)
-    *before, last = seen_trials(now, study)
+    before = seen_trials(now, study)
     predicted = predict(now, before, last)
     if not any(last.choice) or predicted <= 0 or last.divergence <= 0:
-        return None
+        return {}
     ratio = last.divergence / predicted
     if TRUSTED[0] <= ratio <= TRUSTED[1]:
-        return None
-    known: dict[str, dict[str, float]] = {
-        name: dict(found) for name, found in study.user_attrs.get(REFINED, {}).items()
-    }
+        return {}
     read = 0
+    found: dict[str, dict[str, float]] = {}
     pairs = [(g, i) for g, i in _ambiguous(now, [*before, last], last)
              if now.options[g][i] not in known.get(now.groups[g].name, {})][:PAIRS]  # fmt: skip
     base = now.base_dtypes[0]
     for group, option in pairs:
         alone = tuple(option if g == group else 0 for g in range(len(now.groups)))
-        found, items = measure(base, now.layers(base, alone))
-        known.setdefault(now.groups[group].name, {})[now.options[group][option]] = max(found, 0.0)
+        divergence, items = measure(base, now.layers(base, alone))
+        found.setdefault(now.groups[group].name, {})[now.options[group][option]] = max(divergence, 0.0)
         read += items
-    study.set_user_attr(REFINED, known)
-    number = max(t.number for t in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
-    event = {"trial": number, "ratio": ratio, "pairs": len(pairs), "items": read}
-    study.set_user_attr(EVENTS, [*study.user_attrs.get(EVENTS, []), event])
-    done = f"{len(pairs)} one-layer divergences measured" if pairs else "what matters next has been measured before"
-    return f"map {number} diverges {ratio:.2f}× as much as predicted: {done}; the prediction is corrected"
+    return {REFINED: found, EVENT: {"ratio": ratio, "pairs": len(pairs), "items": read}}
+
+
+def noticed(trial: optuna.trial.FrozenTrial) -> str | None:
+    """What a refinement after this trial has to say."""
+    event = trial.user_attrs.get(EVENT)
+    if event is None:
+        return None
+    pairs = event["pairs"]
+    done = f"{pairs} one-layer divergences measured" if pairs else "what matters next has been measured before"
+    return (
+        f"map {trial.number} diverges {event['ratio']:.2f}× as much as predicted: {done}; the prediction is corrected"
+    )
 
 
 def predict(problem: Problem, before: list[Seen], last: Seen) -> float:
@@ -82,4 +89,4 @@ def _ambiguous(problem: Problem, seen: list[Seen], last: Seen) -> list[Pair]:
 
 def items_read(study: optuna.Study) -> int:
     """Items of the search split that refinements have read."""
-    return sum(event["items"] for event in study.user_attrs.get(EVENTS, []))
+    return sum(trial.user_attrs.get(EVENT, {}).get("items", 0) for trial in study.get_trials(deepcopy=False))

@@ -13,7 +13,7 @@ import pytest
 from autoquant.errors import UsageError
 from autoquant.search import STRATEGIES, check_size, open_study, run_search, warm_starts
 from autoquant.search.ledger import space_of
-from autoquant.search.study import starting_maps
+from autoquant.search.starts import starting_maps
 from autoquant.values import Candidate
 from tests import synthetic
 from tests.synthetic import Judge
@@ -215,7 +215,7 @@ def test_each_trial_is_told_at_once(strategy: str, tmp_path: Path) -> None:
     judged = judge()
     told: list[int] = []
     study = open_study(tmp_path / "journal", judged.problem, strategy, 0)
-    run_search(judged.problem, judged, study, trials=6, on_trial=lambda found: told.append(len(maps(found))))
+    run_search(judged.problem, judged, study, trials=6, on_trial=lambda new, found: told.append(len(maps(found))))
     assert told == [1, 2, 3, 4, 5, 6]
 
 

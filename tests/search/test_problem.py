@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autoquant.search.problem import FLOAT, OBJECTIVES, Problem, make_problem, saving
-from autoquant.search.study import starting_maps
+from autoquant.search.starts import starting_maps
 from autoquant.values import Group, Layer, Price, Profile
 from tests import synthetic
 

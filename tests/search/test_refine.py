@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from autoquant.search import items_read, open_study, run_search
-from autoquant.search.ledger import REFINED, as_refined
-from autoquant.search.refine import EVENTS, PAIRS
+from autoquant.search.ledger import as_refined, refined
+from autoquant.search.refine import EVENT, PAIRS
 from tests import synthetic
 from tests.synthetic import Judge
 
@@ -46,20 +46,20 @@ def test_a_profile_that_is_off_is_noticed_measured_and_said(tmp_path: Path) -> N
     assert said and "times" not in said[0] and "as predicted" in said[0] and "measured" in said[0]
     assert all(sum(name != "float32" for name in layers.values()) == 1 for _, layers in asked), "one layer at a time"
     assert len(asked) == len({str(pair) for pair in asked}), "no pair is measured twice"
-    events = study.user_attrs[EVENTS]
+    events = [t.user_attrs[EVENT] for t in study.trials if EVENT in t.user_attrs]
     assert sum(e["pairs"] for e in events) == len(asked) and max(e["pairs"] for e in events) <= PAIRS
     assert items_read(study) == 64 * len(asked)
-    refined = as_refined(judged.problem, study)
-    for group, measured in study.user_attrs[REFINED].items():
-        place = [g.name for g in refined.groups].index(group)
+    now = as_refined(judged.problem, study)
+    for group, measured in refined(study).items():
+        place = [g.name for g in now.groups].index(group)
         for name, value in measured.items():
-            option = refined.options[place].index(name)
+            option = now.options[place].index(name)
             alone = tuple(option if g == place else 0 for g in range(6))
-            assert refined.score(alone) == pytest.approx(value) == judged.problem.score(alone, theta)
+            assert now.score(alone) == pytest.approx(value) == judged.problem.score(alone, theta)
 
 
 def test_what_was_measured_is_there_after_a_restart(tmp_path: Path) -> None:
     theta = np.array([1.5, 0.0, -1.0, 0.0, 1.2, 0.0])
     judged, study, *_ = searched(theta, tmp_path / "journal")
     again = open_study(tmp_path / "journal", judged.problem, "surrogate", 0)
-    assert again.user_attrs[REFINED] == study.user_attrs[REFINED]
+    assert refined(again) == refined(study) != {}
