@@ -216,7 +216,7 @@ def test_what_is_not_typed_is_the_default_of_the_settings(called, command):
     assert options.pop("out") is None and options.pop("quiet") is False
     assert options == {name: Settings.__dataclass_fields__[name].default for name in options}
     if command == "search":
-        assert options.keys() | {"model", "notes"} == Settings.__dataclass_fields__.keys()
+        assert options.keys() | {"model", "notes", "study"} == Settings.__dataclass_fields__.keys()
 
 
 def test_what_is_typed_reaches_the_search(called):

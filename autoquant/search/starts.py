@@ -15,7 +15,9 @@ FRONT_SHARES = (0.5, 0.25, 0.1, 0.03)
 """Of the divergence of the map that saves most: the maps of the profile's front that a strategy is warm-started with."""
 
 UNIFORM_LIMIT = 4
-"""Uniform maps that are evaluated: those that no other uniform map beats in saving and score, most saving first."""
+"""Uniform maps that are evaluated: of those that no other uniform map beats in saving and score the most saving ones, and the
+one of the smallest score: where the certification data cannot settle the bolder ones, it is what lies between them and no
+quantization at all."""
 
 Start = tuple[str, str, Choice]
 """(label, base dtype, choice)."""
@@ -47,7 +49,8 @@ def starting_maps(problem: Problem) -> list[Start]:
     for item in uniform:
         if all(item[1] < other[1] for other in front):
             front.append(item)
-    return maps + [(label, base, choice) for *_, label, base, choice in front[:UNIFORM_LIMIT]]
+    chosen = front if len(front) <= UNIFORM_LIMIT else [*front[: UNIFORM_LIMIT - 1], front[-1]]
+    return maps + [(label, base, choice) for *_, label, base, choice in chosen]
 
 
 def warm_starts(problem: Problem, strategy: str) -> list[Start]:

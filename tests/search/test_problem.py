@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from autoquant.search import starts
 from autoquant.search.problem import FLOAT, OBJECTIVES, Problem, make_problem, saving
 from autoquant.search.starts import starting_maps
 from autoquant.values import Group, Layer, Price, Profile
@@ -98,3 +99,11 @@ def test_the_starting_maps_are_all_float_maps_and_the_front_of_uniform_ones() ->
     gains = [found.saving(found.total_ms(b, c), found.total_bytes(b, c)) for _, b, c in uniform]
     scores = [found.score(c) for _, _, c in uniform]
     assert gains == sorted(gains, reverse=True) and all(x > y for x, y in itertools.pairwise(scores))
+
+
+def test_the_safest_uniform_map_is_evaluated_however_many_save_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = synthetic.make(3)
+    every = [choice for _, _, choice in starting_maps(found)[2:]]
+    monkeypatch.setattr(starts, "UNIFORM_LIMIT", 2)
+    two = [choice for _, _, choice in starting_maps(found)[2:]]
+    assert len(every) > 2 and two == [every[0], min(every, key=found.score)]
