@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from autoquant.certify.judge import drop_error, excess, paired_drop
+from autoquant.certify.judge import drop_error, excess, paired_drop, sample_error
 from autoquant.evaluation import Evaluation, evaluate_further, evaluate_split, forward_call, time_models
 from autoquant.profile.fisher import divergence
 from autoquant.search import Outcome
@@ -39,17 +39,8 @@ def expected_margin(drop: float, error: float, items: int, certification: int, b
 
 
 def partial_error(task: Task, before: np.ndarray, after: np.ndarray, budget: Budget, index: np.ndarray) -> float:
-    """Standard error of the paired drop on some items of the search split (see `drop_error`, which takes all).
-
-    One more item, changed as much as an item can be, is counted in: few items without any change prove little.
-    """
-    if task.mean_of_items and not (budget.relative or task.relative):
-        n, found = len(index), (before - after)[index]
-        most = (task.bounds[1] - task.bounds[0]) ** 2 if task.bounds is not None else 0.0
-        return math.sqrt((float(np.var(found)) * n + most) / (n + 1) / n)
-    folds = np.array_split(np.arange(len(index)), min(len(index), 50))  # the order is a random one
-    drops = [paired_drop(task, "search", before, after, budget, np.delete(index, fold)) for fold in folds]
-    return float(np.std(drops)) * math.sqrt(len(folds) - 1)
+    """Standard error of the paired drop on some items of the search split (see `drop_error`, which takes all)."""
+    return sample_error(task, "search", before, after, budget, index)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -312,6 +313,47 @@ def test_a_watch_that_was_killed_goes_on_over_a_rotation(tmp_path, quantized, ro
     done = subprocess.run([*line, "--once", "--json", "-"], env=environment(), capture_output=True, text=True)
     assert done.returncode in (0, 4), done.stderr
     assert json.loads(done.stdout)["metric"]["n"] == COUNT
+
+
+def watching_stdin(checkpoint: Path, model: Path, found: Path) -> subprocess.Popen[bytes]:
+    """`… | autoquant certify CHECKPOINT --watch -`, without labels."""
+    line = [sys.executable, "-m", "autoquant", "certify", str(checkpoint), "--against", str(model), "--watch", "-", "--task",
+            "fidelity", "--columns", "text=words", "--budget", "0.05", "--threads", "1", "--json", str(found)]  # fmt: skip
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, env=environment(), stdin=pipe, stdout=pipe, stderr=pipe)
+
+
+@pytest.mark.slow
+def test_lines_on_stdin_raise_the_alarm_while_more_may_come(tmp_path, other, model, rows):
+    """The writer never closes the pipe, as `tail -f` does not: the alarm ends the process all the same."""
+    process = watching_stdin(other, model, tmp_path / "found.json")
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    lines = [json.dumps({"words": row["words"]}) + "\n" for row in rows]
+    text = "".join([*lines[:3], "no JSON\n", *lines[3:]]).encode()
+    process.stdin.write(text[:1000])  # cut in the middle of a line
+    process.stdin.flush()
+    time.sleep(1)
+    process.stdin.write(text[1000:])
+    process.stdin.flush()
+    code, said, error = process.wait(300), process.stdout.read().decode(), process.stderr.read().decode()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    assert code == 3, error
+    found = artifacts.read_json(tmp_path / "found.json")
+    assert said.startswith("ALARM at item") and said.count("\n") == 1
+    assert found["verdict"] == "FAIL" and found["alarm"] <= found["metric"]["n"] <= COUNT
+    assert found["watched"] == "-" and found["state"] is None
+    assert "skipped: not a JSON object" in error
+
+
+@pytest.mark.slow
+def test_stdin_is_judged_to_its_end(tmp_path, quantized, model, rows):
+    process = watching_stdin(quantized, model, tmp_path / "found.json")
+    text = "".join(json.dumps({"words": row["words"]}) + "\n" for row in rows)
+    said, error = process.communicate(text.rstrip("\n").encode(), timeout=300)  # the last line has no end
+    assert process.returncode == 0, error.decode()
+    assert said.startswith(f"within the budget of 0.05; {COUNT} items: agreement 1.0000".encode())
+    assert artifacts.read_json(tmp_path / "found.json")["metric"]["n"] == COUNT
 
 
 def test_the_layer_map_that_it_reads_is_the_one_that_was_written(quantized):

@@ -49,6 +49,41 @@ def drop_error(task: Task, split: str, reference: np.ndarray, values: np.ndarray
     return float(np.std(drops)) * math.sqrt(len(folds) - 1) if drops else math.inf
 
 
+def sample_error(
+    task: Task, split: str, reference: np.ndarray, values: np.ndarray, budget: Budget, index: np.ndarray
+) -> float:
+    """What `drop_error` says of all items of a split, told from some of them: of the drop on as many items as these.
+
+    One more item, or cluster, changed as much as it can be, is counted in: few items without any change prove little. Of a
+    cluster only some items are among the sample, a pair of them with a smaller probability than each: what two items of a
+    cluster have in common is scaled up by that (Horvitz and Thompson 1952).
+
+    Args:
+        index: the items, which were chosen by chance.
+    """
+    n, total, clusters = len(index), len(reference), task.clusters(split)
+    if task.mean_of_items and not (budget.relative or task.relative):
+        found = (reference - values)[index]
+        found = found - found.mean()
+        size, squares = 1.0, float((found**2).sum())
+        most = (task.bounds[1] - task.bounds[0]) ** 2 if task.bounds is not None else 0.0
+        if clusters is not None and n > 1:
+            size = total / len(np.unique(clusters))
+            common = float((np.bincount(clusters[index], found) ** 2).sum()) - squares
+            squares += max(0.0, common) * (total - 1) / (n - 1)
+        return math.sqrt((squares + most * size**2) / (n + size) / n)
+    units = np.arange(n) if clusters is None else clusters[index]
+    different = np.unique(units)
+    order = different if clusters is None else np.random.default_rng(0).permutation(different)
+    folds = np.array_split(order, min(len(order), 50))
+    drops = [
+        paired_drop(task, split, reference, values, budget, index[~np.isin(units, fold)])
+        for fold in folds
+        if len(folds) > 1
+    ]
+    return float(np.std(drops)) * math.sqrt(len(folds) - 1) if drops else math.inf
+
+
 def judge(
     task: Task, split: str, reference: np.ndarray, values: np.ndarray, budget: Budget, *, seed: int = 0,
     confidence: float | None = None,

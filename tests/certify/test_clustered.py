@@ -9,7 +9,7 @@ import pytest
 
 from autoquant.certify import bets_needed, betting_bounds, bootstrap_bounds, judge
 from autoquant.certify.bounds import cluster_members
-from autoquant.certify.judge import drop_error
+from autoquant.certify.judge import drop_error, sample_error
 from autoquant.values import Budget
 from tests.certify.test_judge import ACCURACY, Spread, Values
 
@@ -91,6 +91,35 @@ def test_the_standard_error_is_that_of_clusters() -> None:
             drops[place].append(found.mean() if place == 0 else found.std())
     for place in (0, 1):
         assert np.mean(errors[place]) == pytest.approx(np.std(drops[place]), rel=0.25)
+
+
+def test_the_standard_error_is_told_from_some_items_of_each_cluster() -> None:
+    """A third of the items by chance: their error is that of as many items in whole clusters, not that of independent ones."""
+    rng, budget = np.random.default_rng(7), Budget(0.01)
+    change, clusters = rng.choice([1.0, 0.0, -1.0], 300, p=[0.12, 0.8, 0.08]), np.repeat(np.arange(300), 5)
+    found = np.repeat(change, 5)
+    before, after = 2 + found, np.full(len(found), 2.0)
+    for task, tolerance in ((Values(), 0.05), (Spread(), 0.5)):
+        task.clusters = lambda split: clusters  # type: ignore[method-assign,misc]
+        whole = drop_error(task, "s", before, after, budget)
+        share = 500 / len(found)
+        told = [
+            sample_error(task, "s", before, after, budget, rng.permutation(len(found))[:500]) * share**0.5
+            for _ in range(30)
+        ]
+        assert np.sqrt(np.mean(np.square(told))) == pytest.approx(whole, rel=tolerance)
+        everything = sample_error(task, "s", before, after, budget, rng.permutation(len(found)))
+        assert everything == pytest.approx(whole, rel=0.2 if task.mean_of_items else 0.35)
+        task.clusters = lambda split: None  # type: ignore[method-assign,misc]
+        assert drop_error(task, "s", before, after, budget) < 0.6 * whole, "as if items were independent"
+
+
+def test_items_that_never_change_prove_less_in_clusters() -> None:
+    same, index = np.ones(400), np.arange(100)
+    alone, together = Values(), Values()
+    together.clusters = lambda split: np.repeat(np.arange(100), 4)  # type: ignore[method-assign]
+    errors = [sample_error(task, "s", same, same, Budget(0.01), index) for task in (alone, together)]
+    assert errors[0] == pytest.approx(1 / np.sqrt(101 * 100)) and errors[1] > 3 * errors[0]
 
 
 def test_items_needed_are_more_where_they_come_in_clusters() -> None:

@@ -44,6 +44,18 @@ def test_flags_follow_the_cap(
     assert not any(f"-mno-{name}" in seen[0] for name in keeps)
 
 
+@pytest.mark.parametrize(
+    ("cap", "vnni", "bf16"),
+    [
+        ("DEFAULT", True, True), ("ALL", True, True), ("AVX10_1_512", True, True), ("AVX512_CORE_AMX", True, True),
+        ("avx512_core_vnni", True, False), ("AVX512_CORE", False, False), ("AVX2", False, False), ("SSE41", False, False),
+    ],
+)  # fmt: skip
+def test_what_a_cap_leaves_on(cap: str, vnni: bool, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+    assert (build.allows("avx512vnni"), build.allows("avx512bf16")) == (vnni, bf16)
+
+
 def test_a_cap_has_a_library_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or what was built without a cap would be loaded under it."""
     names = set()

@@ -21,10 +21,8 @@ from autoquant.artifacts import cache_folder
 
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 
-
 WITHOUT = {
-    "AVX2": ("-mno-avx512f",),
-    "AVX2_VNNI": ("-mno-avx512f",),
+    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"), ("-mno-avx512f",)),
     "AVX512_CORE": ("-mno-avx512vnni", "-mno-avx512bf16"),
     "AVX512_CORE_VNNI": ("-mno-avx512bf16",),
 }
@@ -57,6 +55,11 @@ def load_library(source: Path, extra: tuple[str, ...] = ()) -> ctypes.CDLL | Non
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.SubprocessError):
         return None  # no usable compiler or cache folder
+
+
+def allows(feature: str) -> bool:
+    """Whether ONEDNN_MAX_CPU_ISA leaves an AVX-512 instruction set on, by the compiler's name for it."""
+    return not {"-mno-avx512f", f"-mno-{feature}"} & set(WITHOUT.get(cap(), ()))
 
 
 def processor() -> str:

@@ -9,11 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoquant.runtimes.native.build import cap, load_library
+from autoquant.runtimes.native.build import allows, load_library
 
 _BF16 = {torch.float32: False, torch.bfloat16: True}
-_ISA = ("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10", "DEFAULT", "ALL")
-"""Values of ONEDNN_MAX_CPU_ISA that leave AVX-512 VNNI on, or begin so."""
 
 
 class Linear(ctypes.Structure):
@@ -51,7 +49,7 @@ class Cached(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    if not cap().startswith(_ISA):
+    if not allows("avx512vnni"):
         return None
     found = load_library(Path(__file__).with_name("kernels.c"))
     if found is None or not found.has_vnni():
