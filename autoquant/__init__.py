@@ -17,7 +17,8 @@ __version__ = "0.1.0"
 
 _NAMES = {
     **dict.fromkeys(
-        ("Result", "apply", "bench", "evaluate", "pick", "profile", "report", "resume", "search"), "autoquant.api"
+        ("Result", "apply", "bench", "evaluate", "pick", "profile", "report", "resume", "search", "worker"),
+        "autoquant.api",
     ),
     "certify": "autoquant.comparison",
     "watch": "autoquant.watching",
@@ -52,6 +53,7 @@ __all__ = [
     "resume",
     "search",
     "watch",
+    "worker",
     "write_checkpoint",
     "write_layer_map",
 ]

@@ -86,12 +86,13 @@ def test_a_study_in_postgresql_whose_password_is_nowhere(
         pytest.skip(why)
     out = workplace / "database"
     with server() as found:
-        more = ("--workers", "2", "--storage", found.url)
+        url = found.new()
+        more = ("--workers", "2", "--storage", url)
         assert main([*arguments(model, data, out, *more), "--trials", "4"]) == 0
         settings = yaml.safe_load((out / "settings.yaml").read_text())
-        assert settings["storage"] == found.url.replace("secret", "***") and settings["study"].startswith("database-")
+        assert settings["storage"] == url.replace("secret", "***") and settings["study"].startswith("database-")
         assert not (out / "study.journal").exists()
-        assert main(["search", "--resume", str(out), "--trials", "5", "--storage", found.url]) == 0
+        assert main(["search", "--resume", str(out), "--trials", "5", "--storage", url]) == 0
         assert len(json.loads((out / "report.json").read_text())["search"]["candidates"]) >= 5
         assert main(["worker", str(out), "--quiet"]) == 0
         said = "".join(capfd.readouterr())

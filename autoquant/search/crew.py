@@ -22,6 +22,8 @@ from autoquant.search.roll import Roll
 
 OWN = "own:"
 """What the name begins with of workers that live and die with the process that leads, unlike those that joined."""
+MOST = 100
+"""Processes that are started in one search."""
 NOTE = "  note: "
 """What a line begins with that is to be kept for the report."""
 
@@ -145,7 +147,8 @@ class Processes(Crew):
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             last = f": {process.lines[-1]}" if process.lines and code >= 0 else ""
             text = f"worker {process.name.removeprefix(self.prefix)} {how}{last}"
-            if process.joined or (code < 0 and any(other.joined for other in self.processes)):
+            loads = process.joined or (code < 0 and any(other.joined for other in self.processes))
+            if loads and self.started < MOST:
                 say(f"{text}; its map is given to another worker, and a new one is started")
                 self._start()
             elif not self.processes and not joined:

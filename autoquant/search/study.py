@@ -72,6 +72,8 @@ def join_study(where: Path | str, name: str = STUDY_NAME, made_from: str = "") -
 
     def load() -> optuna.Study:
         try:
+            if isinstance(where, Path) and not where.is_file():
+                raise KeyError(name)
             study = optuna.load_study(study_name=name, storage=open_storage(where))
         except KeyError as error:
             raise AutoquantError(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from search.postgres import missing, server
+from search.postgres import Server
 
 from autoquant.errors import AutoquantError, StaleError, StorageError, UsageError
 from autoquant.search import check_storage, check_url, describe_study, join_study, mask, open_study, run_search
@@ -56,8 +56,7 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_storage_that_does_not_answer_is_an_error_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    if why := missing():
-        pytest.skip(why)
+    pytest.importorskip("psycopg", reason="the extra [postgres] is not installed")
     monkeypatch.setattr("autoquant.search.storages.PATIENCE", 0.1)
     said: list[str] = []
     with pytest.raises(StorageError, match="--resume") as error:
@@ -107,12 +106,10 @@ def test_a_search_in_sqlite_goes_on_where_it_was(tmp_path: Path) -> None:
     assert after[:4] == before and len({str(p) for p in after}) == 7
 
 
-def test_a_search_in_postgresql_and_its_password(tmp_path: Path) -> None:
-    if why := missing():
-        pytest.skip(why)
-    with server() as found:
-        check_storage(found.url)
-        searched(found.url)
+def test_a_search_in_postgresql(postgres: Server) -> None:
+    url = postgres.new()
+    check_storage(url)
+    searched(url)
 
 
 def test_a_search_through_a_grpc_proxy(tmp_path: Path) -> None:

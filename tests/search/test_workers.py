@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from search.drill import NAME, Drill, Fork, run_with_kills
-from search.postgres import missing, server
+from search.postgres import Server
 
 from autoquant.errors import AutoquantError, UsageError
 from autoquant.search import Outcome, alone, join_study, lead, open_study, roll, run_search, work
@@ -86,25 +86,20 @@ def test_a_worker_that_is_killed_is_replaced_and_its_map_taken_up(tmp_path: Path
     assert drill.account()["begun again"] <= 1
 
 
-@pytest.mark.parametrize("storage", ["journal", "postgresql"])
-def test_kills_at_random_moments_lose_nothing_and_double_nothing(storage: str, tmp_path: Path) -> None:
-    if storage == "postgresql":
-        if why := missing():
-            pytest.skip(why)
-        with server() as found:
+def test_kills_at_random_moments_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    drill = Drill(tmp_path / "journal", tmp_path)
+    assert run_with_kills(drill, 5, seed=1).total() > 0
+    assert_all_told_once(drill)
 
-            def restart() -> None:
-                found.kill()
-                found.start()
 
-            drill = Drill(found.url, tmp_path)
-            kills = run_with_kills(drill, 5, seed=1, restart=restart)
-            assert_all_told_once(drill)
-    else:
-        drill = Drill(tmp_path / "journal", tmp_path)
-        kills = run_with_kills(drill, 5, seed=1)
-        assert_all_told_once(drill)
-    assert kills.total() == 5 or (tmp_path / "reason").exists()
+def test_kills_of_the_database_too_lose_nothing_and_double_nothing(postgres: Server, tmp_path: Path) -> None:
+    def restart() -> None:
+        postgres.kill()
+        postgres.start()
+
+    drill = Drill(postgres.new(), tmp_path)
+    assert run_with_kills(drill, 5, seed=1, restart=restart)["database"] > 0
+    assert_all_told_once(drill)
 
 
 def test_a_map_that_kills_its_worker_twice_is_given_up(tmp_path: Path) -> None:
@@ -210,22 +205,19 @@ def test_who_was_asleep_takes_nobody_for_dead(tmp_path: Path, monkeypatch: pytes
     assert listener.present() == ["other"]
 
 
-def test_a_storage_that_is_away_is_waited_for_and_what_was_judged_meanwhile_is_told(tmp_path: Path) -> None:
-    if why := missing():
-        pytest.skip(why)
+def test_a_storage_that_is_away_is_waited_for_and_what_was_judged_meanwhile_is_told(postgres: Server) -> None:
     said: list[str] = []
-    with server() as found:
-        problem = synthetic.make(2)
-        study = open_study(found.url, problem, "random", 0, NAME)
-        inner, asked = synthetic.Judge(problem, 1.0), []
+    problem = synthetic.make(2)
+    study = open_study(postgres.new(), problem, "random", 0, NAME)
+    inner, asked = synthetic.Judge(problem, 1.0), []
 
-        def judge(base: str, layers: dict[str, str]) -> Outcome:
-            asked.append(base)
-            if len(asked) == 2:
-                found.kill()
-                threading.Timer(0.5, found.start).start()
-            return inner(base, layers)
+    def judge(base: str, layers: dict[str, str]) -> Outcome:
+        asked.append(base)
+        if len(asked) == 2:
+            postgres.kill()
+            threading.Timer(0.5, postgres.start).start()
+        return inner(base, layers)
 
-        candidates, reason = run_search(problem, judge, study, trials=4, say=said.append)
+    candidates, reason = run_search(problem, judge, study, trials=4, say=said.append)
     assert reason == "all 4 trials done" and len(candidates) == len(asked) == 4
     assert sum("does not answer" in text for text in said) >= 1
