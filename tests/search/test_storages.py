@@ -14,7 +14,16 @@ import pytest
 from search.postgres import Server
 
 from autoquant.errors import AutoquantError, StaleError, StorageError, UsageError
-from autoquant.search import check_storage, check_url, describe_study, join_study, mask, open_study, run_search
+from autoquant.search import (
+    check_storage,
+    check_url,
+    describe_study,
+    join_study,
+    mask,
+    open_study,
+    run_search,
+    storages,
+)
 from autoquant.search.storages import VARIABLE, open_storage, patiently, unmask
 from tests import synthetic
 
@@ -57,7 +66,7 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_storage_that_does_not_answer_is_an_error_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("psycopg", reason="the extra [postgres] is not installed")
-    monkeypatch.setattr("autoquant.search.storages.PATIENCE", 0.1)
+    monkeypatch.setattr(storages, "PATIENCE", 2.0)
     said: list[str] = []
     with pytest.raises(StorageError, match="--resume") as error:
         patiently(lambda: open_storage("postgresql+psycopg://me:s3cret@127.0.0.1:1/studies"), said.append)
@@ -148,7 +157,7 @@ def test_the_study_opens_in_optuna_dashboard_with_what_a_person_wants_to_see(tmp
     (summary,) = get(app, "/api/studies")["study_summaries"]
     assert summary["study_name"] == "autoquant"
     detail = get(app, f"/api/studies/{summary['study_id']}")
-    assert detail["metric_names"] == ["saving"] and detail["directions"] == ["maximize"]
+    assert detail["objective_names"] == ["saving"] and detail["directions"] == ["maximize"]
     assert detail["note"]["body"] == "autoquant: a model, a task"
     best = next(t for t in detail["trials"] if t["state"] == "Complete")
     attrs = {a["key"]: a["value"] for a in best["user_attrs"]}
@@ -156,6 +165,7 @@ def test_the_study_opens_in_optuna_dashboard_with_what_a_person_wants_to_see(tmp
     assert wanted <= attrs.keys()
     assert attrs["label"] == '"float32"' and attrs["schemes"] == '"3 float32"'
     assert best["constraints"] == pytest.approx([float(attrs["margin"])])
+    assert [list(t.constraints.values()) for t in study.trials if t.number == best["number"]] == [best["constraints"]]
 
 
 def get(app, path: str) -> dict:
