@@ -119,9 +119,8 @@ class Processes(Crew):
     ) -> None:  # fmt: skip
         self.command, self.environment, self.note = list(command), dict(environment or {}), note
         self.prefix = f"{_prefix()}/"
-        self.started = 0
+        self.count, self.started, self.last = count, 0, ""
         self.processes: list[Process] = []
-        self.count = count
 
     def __enter__(self) -> Processes:
         for _ in range(self.count):
@@ -146,15 +145,15 @@ class Processes(Crew):
             code = process.popen.returncode
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             last = f": {process.lines[-1]}" if process.lines and code >= 0 else ""
-            text = f"worker {process.name.removeprefix(self.prefix)} {how}{last}"
+            self.last = f"worker {process.name.removeprefix(self.prefix)} {how}{last}"
             loads = process.joined or (code < 0 and any(other.joined for other in self.processes))
             if loads and self.started < MOST:
-                say(f"{text}; its map is given to another worker, and a new one is started")
+                say(f"{self.last}; its map is given to another worker, and a new one is started")
                 self._start()
-            elif not self.processes and not joined:
-                raise AutoquantError(f"No worker is left: {text}. What was found is kept; go on with --resume.")
             else:
-                say(text)
+                say(self.last)
+        if not self.processes and not joined:
+            raise AutoquantError(f"No worker is left: {self.last}. What was found is kept; go on with --resume.")
         time.sleep(pause)
 
     def stop(self) -> None:
