@@ -177,7 +177,7 @@ class Lead:
         if before is not None:  # a sampler that draws may draw a map again: nothing new to learn
             known = {name: before.user_attrs.get(name) for name in (*FIGURES, "seconds", "saving")}
             write(study, number, **{REPEATS: before.number}, **known)
-            constrain(problem, study, number, known["margin"], known["ms"], size)
+            constrain(problem, study, number, before.user_attrs["margin"], before.user_attrs["ms"], size)
             tell(study, trial.number, before.value)
         elif origin != "enqueued" and (reason := too_dear(problem, seen, base, choice)) is not None:
             write(study, number, reason=reason)
