@@ -23,6 +23,7 @@ from autoquant.checkpoint import format_for, read_layer_map, write_checkpoint
 from autoquant.errors import FolderError, LayerMapError, UsageError
 from autoquant.evaluation import evaluate_split, forward_call, time_models
 from autoquant.exports import load, weight_bytes
+from autoquant.helping import help_search
 from autoquant.models.heads import head_of
 from autoquant.models.layers import inspect
 from autoquant.models.loading import architectures, load_model, load_processor, resolve, task_for
@@ -155,7 +156,7 @@ def worker(
         settings = replace(settings, runtime=artifacts.read_json(folder / CHOICE)["chosen"])
     settings = replace(settings, threads=threads or settings.threads)
     name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-    return pipeline.help_search(_session(settings, folder, quiet, settings.model, None, storage), name)
+    return help_search(_session(settings, folder, quiet, settings.model, None, storage), name)
 
 
 def _with_storage(settings: Settings, storage: str | None) -> Settings:

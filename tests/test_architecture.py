@@ -34,6 +34,7 @@ RANKS = (
     {"certification"},
     {"summary"},
     {"pipeline", "comparison"},
+    {"helping"},
     {"api", "watching"},
     {"commands"},
     {"cli"},
