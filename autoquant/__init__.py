@@ -16,7 +16,7 @@ from autoquant.lazy import MODELS, after_import, serve
 __version__ = "0.1.0"
 
 _NAMES = {
-    **dict.fromkeys(("Result", "pick", "profile", "report", "resume", "search"), "autoquant.api"),
+    **dict.fromkeys(("Result", "pick", "profile", "report", "resume", "search", "worker"), "autoquant.api"),
     "apply": "autoquant.applying",
     **dict.fromkeys(("bench", "evaluate"), "autoquant.measuring"),
     "certify": "autoquant.comparison",
@@ -52,6 +52,7 @@ __all__ = [
     "resume",
     "search",
     "watch",
+    "worker",
     "write_checkpoint",
     "write_layer_map",
 ]

@@ -19,6 +19,7 @@ from autoquant import artifacts, pipeline
 from autoquant.checkpoint import read_layer_map
 from autoquant.errors import FolderError, UsageError
 from autoquant.exports import load
+from autoquant.helping import help_search
 from autoquant.search import mask
 from autoquant.session import CHOICE, Progress, Session, now
 from autoquant.settings import Settings
@@ -143,7 +144,7 @@ def worker(
         settings = replace(settings, runtime=artifacts.read_json(folder / CHOICE)["chosen"])
     settings = replace(settings, threads=threads or settings.threads)
     name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-    return pipeline.help_search(_session(settings, folder, quiet, settings.model, None, storage), name)
+    return help_search(_session(settings, folder, quiet, settings.model, None, storage), name)
 
 
 def _with_storage(settings: Settings, storage: str | None) -> Settings:

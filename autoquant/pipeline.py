@@ -19,7 +19,7 @@ from autoquant import artifacts
 from autoquant.certification import certify_stage
 from autoquant.certify.power import Power
 from autoquant.checkpoint import read_layer_map, write_layer_map
-from autoquant.errors import FolderError, UsageError
+from autoquant.errors import UsageError
 from autoquant.finals import finals_stage
 from autoquant.fresh import WRITTEN
 from autoquant.layer_maps import input_absmax, make_map
@@ -37,14 +37,12 @@ from autoquant.search import (
     describe_study,
     front,
     items_read,
-    join_study,
     make_problem,
     open_study,
     options_of,
     run_search,
     storage_environment,
     warm_starts,
-    work,
 )
 from autoquant.session import CHOICE, Session
 from autoquant.summary import summarise, summarise_profile
@@ -166,41 +164,6 @@ def crew_of(session: Session) -> Processes | None:
     )
     command = [sys.executable, "-m", "autoquant", "worker", str(session.folder), "--threads", str(threads), "--as"]
     return Processes(count, command, storage_environment(study_place(session)), session.progress.note)
-
-
-def help_search(session: Session, name: str) -> tuple[int, str]:
-    """Evaluate maps of a search that another process leads, until that ends.
-
-    Args:
-        session: of the run folder, or of a copy.
-        name: of this worker, which no other has.
-
-    Returns:
-        how many maps were told, and why the search ended.
-
-    Raises:
-        FolderError: the run has not come to its search yet.
-        StaleError: the model, the data or what runs here is not what the search began with.
-    """
-    for needed in (PROFILE, PRICE):
-        if not (session.folder / needed).is_file():
-            raise FolderError(
-                f"{session.folder} has no {needed} yet: wait until the run's main process says '3/5 search', then start "
-                "the worker again."
-            )
-    profile = profile_stage(session)
-    price = Price.from_dict(artifacts.read_json(session.folder / PRICE))
-    problem = problem_of(session, profile, price)
-    study = join_study(study_place(session), session.settings.study or STUDY_NAME, search_fingerprint(problem))
-    with session.progress.bar("float model on the search split", "row") as update:
-        judge = make_judge(session, price, update)
-    if judge.priced:
-        session.progress.note(f"{session.runtime.description()} is not what is searched for: latencies are predicted.")
-    with session.progress.bar("helping", "map") as update:
-        return work(
-            problem, study, name, judge, judge.measure, say=session.progress.note,
-            on_map=lambda count: update(count, session.settings.trials),
-        )  # fmt: skip
 
 
 def problem_of(session: Session, profile: Profile, price: Price) -> Problem:

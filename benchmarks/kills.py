@@ -38,7 +38,7 @@ def drill(storage: str, args: argparse.Namespace) -> dict[str, Any]:
             if why := missing():
                 return {"storage": storage, "skipped": why}
             database = stack.enter_context(server())
-            place = database.url
+            place = database.new()
 
             def restart() -> None:
                 database.kill()

@@ -35,6 +35,7 @@ RANKS = (
     {"certification"},
     {"summary"},
     {"pipeline", "comparison"},
+    {"helping"},
     {"api", "applying", "measuring", "watching"},
     {"commands"},
     {"cli"},

@@ -186,7 +186,7 @@ def test_list_of_something_else(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["search", "profile", "apply", "evaluate", "bench", "certify", "report", "pick", "list"]
+    "command", ["search", "profile", "apply", "evaluate", "bench", "certify", "report", "pick", "list", "worker"]
 )
 def test_every_command_has_help_with_an_example(capsys, command):
     assert main([command, "--help"]) == 0

@@ -51,7 +51,7 @@ def test_files_that_the_readme_links_to_exist():
 
 
 def test_every_command_of_the_readme_that_is_only_shown_is_a_real_one():
-    known = {"search", "profile", "apply", "evaluate", "report", "list", "export", "bench", "certify", "pick"}
+    known = {"search", "profile", "apply", "evaluate", "report", "list", "export", "bench", "certify", "pick", "worker"}
     shown = [
         line.split()[1] for block in blocks("text") for line in block.splitlines() if line.startswith("autoquant ")
     ]

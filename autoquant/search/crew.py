@@ -1,6 +1,6 @@
 """The processes of this machine that evaluate maps: this one, or some that it starts.
 
-A process that dies is replaced, if it had got as far as taking part; its map is given to another one.
+A process that dies is replaced, unless it failed to load what it needs; its map is given to another one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import IO
 from autoquant.errors import AutoquantError
 from autoquant.search.roll import Roll
 
-PAUSE = 0.05
-"""Seconds until the study is looked at again."""
 OWN = "own:"
 """What the name begins with of workers that live and die with the process that leads, unlike those that joined."""
+MOST = 100
+"""Processes that are started in one search."""
 NOTE = "  note: "
 """What a line begins with that is to be kept for the report."""
 
@@ -48,11 +48,12 @@ class Crew(ABC):
         """Whether it is alive."""
 
     @abstractmethod
-    def wait(self, say: Say, joined: bool) -> None:
+    def wait(self, say: Say, joined: bool, pause: float) -> None:
         """Return when something may have changed.
 
         Args:
             joined: somebody takes part.
+            pause: seconds, where there is nothing to do.
         """
 
     @abstractmethod
@@ -85,9 +86,9 @@ class Alone(Crew):
     def has(self, name: str) -> bool:
         return name == self.name
 
-    def wait(self, say: Say, joined: bool) -> None:
+    def wait(self, say: Say, joined: bool, pause: float) -> None:
         if self.work_once(self.name) is None:
-            time.sleep(PAUSE)
+            time.sleep(pause)
 
     def stop(self) -> None:
         pass
@@ -118,9 +119,8 @@ class Processes(Crew):
     ) -> None:  # fmt: skip
         self.command, self.environment, self.note = list(command), dict(environment or {}), note
         self.prefix = f"{_prefix()}/"
-        self.started = 0
+        self.count, self.started, self.last = count, 0, ""
         self.processes: list[Process] = []
-        self.count = count
 
     def __enter__(self) -> Processes:
         for _ in range(self.count):
@@ -139,21 +139,22 @@ class Processes(Crew):
     def has(self, name: str) -> bool:
         return any(process.name == name and process.popen.poll() is None for process in self.processes)
 
-    def wait(self, say: Say, joined: bool) -> None:
+    def wait(self, say: Say, joined: bool, pause: float) -> None:
         for process in [p for p in self.processes if p.popen.poll() is not None]:
             self.processes.remove(process)
             code = process.popen.returncode
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             last = f": {process.lines[-1]}" if process.lines and code >= 0 else ""
-            text = f"worker {process.name.removeprefix(self.prefix)} {how}{last}"
-            if process.joined:
-                say(f"{text}; its map is given to another worker, and a new one is started")
+            self.last = f"worker {process.name.removeprefix(self.prefix)} {how}{last}"
+            loads = process.joined or (code < 0 and any(other.joined for other in self.processes))
+            if loads and self.started < MOST:
+                say(f"{self.last}; its map is given to another worker, and a new one is started")
                 self._start()
-            elif not self.processes and not joined:
-                raise AutoquantError(f"No worker is left: {text}. What was found is kept; go on with --resume.")
             else:
-                say(text)
-        time.sleep(PAUSE)
+                say(self.last)
+        if not self.processes and not joined:
+            raise AutoquantError(f"No worker is left: {self.last}. What was found is kept; go on with --resume.")
+        time.sleep(pause)
 
     def stop(self) -> None:
         for process in self.processes:

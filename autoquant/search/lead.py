@@ -85,9 +85,9 @@ class Lead:
 
     def step(self, places: Places) -> bool:
         """Do what there is to do by now; False if there was nothing. May be done twice."""
-        for trial in self._running():
-            self._put_right(trial, places)
         trials = self.study.get_trials(deepcopy=False)
+        if any([self._put_right(t, places) for t in trials if t.state == TrialState.RUNNING]):
+            return True
         for trial in trials:
             if trial.state.is_finished() and trial.number not in self._known:
                 self._known.add(trial.number)
@@ -144,21 +144,23 @@ class Lead:
             if not is_born(self.problem, trial):
                 tell(self.study, trial.number, None)
 
-    def _put_right(self, trial: FrozenTrial, places: Places) -> None:
-        """What a step that was cut off, or a worker that died, has left."""
+    def _put_right(self, trial: FrozenTrial, places: Places) -> bool:
+        """What a step that was cut off, or a worker that died, has left; False if nothing."""
         worker = trial.user_attrs.get(WORKER)
         if not is_born(self.problem, trial):
-            tell(self.study, trial.number, None)
-        elif worker and places.gone(worker):
-            deaths = trial.user_attrs.get(KILLED, 0) + (trial.user_attrs.get(BEGUN) == worker)
-            try:
-                write(self.study, trial._trial_id, **{KILLED: deaths, BEGUN: "", WORKER: ""})
-                if deaths >= DEATHS:
-                    reason = "the process was killed twice while it evaluated this map (out of memory?)"
-                    write(self.study, trial._trial_id, reason=reason)
-                    tell(self.study, trial.number, None)
-            except UpdateFinishedTrialError:  # it was not dead, and has just told the outcome
-                return
+            return tell(self.study, trial.number, None)
+        if not worker or not places.gone(worker):
+            return False
+        deaths = trial.user_attrs.get(KILLED, 0) + (trial.user_attrs.get(BEGUN) == worker)
+        try:
+            write(self.study, trial._trial_id, **{KILLED: deaths, BEGUN: "", WORKER: ""})
+            if deaths >= DEATHS:
+                reason = "the process was killed twice while it evaluated this map (out of memory?)"
+                write(self.study, trial._trial_id, reason=reason)
+                tell(self.study, trial.number, None)
+        except UpdateFinishedTrialError:  # it was not dead, and has just told the outcome
+            pass
+        return True
 
     def _give(self, trial: FrozenTrial, worker: str) -> None:
         """Give a map to a worker, unless it is known already, or not worth it."""

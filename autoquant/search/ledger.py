@@ -24,8 +24,9 @@ REFINED = "refined"
 """User attribute of a trial: group → option → one-layer divergence that was measured exactly after it."""
 WORKER = "worker"
 """User attribute of a trial: who is to evaluate its map; empty while nobody is."""
-CONSTRAINT = "constraints:"
-"""What Optuna's name of a constraint begins with. (Its own `set_constraint` is the trial object's, which a sampler makes.)"""
+CONSTRAINTS = "constraints"
+"""System attribute of a trial where Optuna's samplers and optuna-dashboard look. (Optuna's own `set_constraint` writes
+`constraints:NAME`, which the dashboard does not read, and is a method of a trial that was sampled in this process.)"""
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def write(study: optuna.Study, trial_id: int, **attrs: Any) -> None:
 
 def constrain(problem: Problem, study: optuna.Study, trial_id: int, margin: float, ms: float, size: float) -> None:
     """What must be 0 or less: the metric's margin, or how far the caps are exceeded."""
-    name, value = ("cap", problem.over(ms, size)) if problem.capped else ("accuracy", margin)
-    study._storage.set_trial_system_attr(trial_id, CONSTRAINT + name, float(value))
+    value = problem.over(ms, size) if problem.capped else margin
+    study._storage.set_trial_system_attr(trial_id, CONSTRAINTS, [float(value)])
 
 
 def seen_of(problem: Problem, base: str, choice: Choice, attrs: Mapping[str, Any]) -> Seen:

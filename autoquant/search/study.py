@@ -27,8 +27,10 @@ from autoquant.values import Candidate
 STUDY_NAME = "autoquant"
 MADE_FROM = "fingerprint"
 """User attribute of a study: of the search space that its maps are from."""
-POLL = 0.1
-"""Seconds between two looks at the study."""
+POLL, RARELY = 0.05, 1.0
+"""Seconds between two looks at the study, and where a look takes long."""
+SHARE = 0.1
+"""Of a processor that looking may take."""
 LONELY = 600.0
 """Seconds that a worker waits for a search's main process."""
 
@@ -70,6 +72,8 @@ def join_study(where: Path | str, name: str = STUDY_NAME, made_from: str = "") -
 
     def load() -> optuna.Study:
         try:
+            if isinstance(where, Path) and not where.is_file():
+                raise KeyError(name)
             study = optuna.load_study(study_name=name, storage=open_storage(where))
         except KeyError as error:
             raise AutoquantError(
@@ -151,8 +155,9 @@ def run_search(
 
         try:
             while not lead.reason:
+                begin = time.process_time()
                 if not patiently(lambda: lead.step(places()), say):
-                    crew.wait(say, joined=bool(set(places().room)))
+                    crew.wait(say, bool(places().room), _pause(begin))
         except KeyboardInterrupt:
             crew.stop()
             patiently(lambda: lead.give_back(lambda name: name.startswith(OWN)), say)
@@ -191,22 +196,28 @@ def work(
     told, alone = 0, 0.0
     with Roll(study, me) as roll:
         while True:
+            begin = time.process_time()
             if (done := work_once(problem, study, me, evaluate, measure, say)) is not None:
                 told, alone = told + done, 0.0
                 on_map(told)
                 continue
-            patiently(roll.look, say)
             if ended := roll.heard(LEAD).get("ended"):
                 return told, ended
-            alone = alone + POLL if roll.silent(LEAD) or not roll.heard(LEAD) else 0.0
-            if alone == POLL:
+            pause = _pause(begin)
+            before, alone = alone, alone + pause if roll.silent(LEAD) or not roll.heard(LEAD) else 0.0
+            if alone and not before:
                 say(f"the search's main process is silent; waiting for it for {lonely / 60:.0f} minutes")
             if alone > lonely:
                 raise AutoquantError(
                     "The search's main process has not been heard of for a long time. Go on with it: autoquant search "
                     "--resume RUN; then start this worker again."
                 )
-            time.sleep(POLL)
+            time.sleep(pause)
+
+
+def _pause(begin: float) -> float:
+    """Seconds until the next look, where this process has been busy with the last one since `begin`."""
+    return min(max(POLL, (time.process_time() - begin) / SHARE), RARELY)
 
 
 def candidates(problem: Problem, study: optuna.Study) -> list[Candidate]:

@@ -142,7 +142,7 @@ class Drill:
 
     def help(self, name: str) -> tuple[int, str]:
         """A worker's process."""
-        (self.folder / f"pid-{os.getpid()}").touch()
+        (self.folder / f"pid-{os.getpid()}").write_text(name)
         return work(self.problem, join_study(self.place, NAME), name, self.judge(name), say=self._say, lonely=60)
 
     def _say(self, text: str) -> None:
@@ -153,10 +153,10 @@ class Drill:
         path = self.folder / "said.log"
         return path.read_text() if path.exists() else ""
 
-    def pids(self) -> list[int]:
-        """Of workers that are alive."""
-        found = [int(path.name.removeprefix("pid-")) for path in self.folder.glob("pid-*")]
-        return [pid for pid in found if _is_alive(pid)]
+    def pids(self) -> dict[int, str]:
+        """Of workers that are alive, with their names."""
+        found = {int(path.name.removeprefix("pid-")): path.read_text() for path in self.folder.glob("pid-*")}
+        return {pid: name for pid, name in found.items() if _is_alive(pid)}
 
     def trials_told(self) -> list[optuna.trial.FrozenTrial]:
         return [t for t in join_study(self.place, NAME).trials if t.state == optuna.trial.TrialState.COMPLETE]
@@ -229,7 +229,7 @@ def run_with_kills(
             elif whom == "main":
                 leader.kill()
             elif pids := drill.pids():
-                os.kill(chance.choice(pids), signal.SIGKILL)
+                os.kill(chance.choice(list(pids)), signal.SIGKILL)
             else:
                 continue
             done[whom] += 1

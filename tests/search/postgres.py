@@ -8,6 +8,7 @@ import glob
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import subprocess
@@ -53,9 +54,14 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
-    @property
-    def url(self) -> str:
-        return f"postgresql+psycopg://{USER}:secret@/postgres?host={self.folder}"
+    def new(self) -> str:
+        """The URL of a new, empty database; its password is not asked for."""
+        import psycopg
+
+        name = f"study_{secrets.token_hex(4)}"
+        with psycopg.connect(host=str(self.folder), user=USER, dbname="postgres", autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql+psycopg://{USER}:secret@/{name}?host={self.folder}"
 
     def start(self) -> None:
         """Start it and wait until it answers; after `kill` it recovers by itself."""

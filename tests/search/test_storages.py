@@ -11,10 +11,19 @@ from pathlib import Path
 
 import optuna
 import pytest
-from search.postgres import missing, server
+from search.postgres import Server
 
 from autoquant.errors import AutoquantError, StaleError, StorageError, UsageError
-from autoquant.search import check_storage, check_url, describe_study, join_study, mask, open_study, run_search
+from autoquant.search import (
+    check_storage,
+    check_url,
+    describe_study,
+    join_study,
+    mask,
+    open_study,
+    run_search,
+    storages,
+)
 from autoquant.search.storages import VARIABLE, open_storage, patiently, unmask
 from tests import synthetic
 
@@ -56,9 +65,8 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_storage_that_does_not_answer_is_an_error_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    if why := missing():
-        pytest.skip(why)
-    monkeypatch.setattr("autoquant.search.storages.PATIENCE", 0.1)
+    pytest.importorskip("psycopg", reason="the extra [postgres] is not installed")
+    monkeypatch.setattr(storages, "PATIENCE", 2.0)
     said: list[str] = []
     with pytest.raises(StorageError, match="--resume") as error:
         patiently(lambda: open_storage("postgresql+psycopg://me:s3cret@127.0.0.1:1/studies"), said.append)
@@ -107,12 +115,10 @@ def test_a_search_in_sqlite_goes_on_where_it_was(tmp_path: Path) -> None:
     assert after[:4] == before and len({str(p) for p in after}) == 7
 
 
-def test_a_search_in_postgresql_and_its_password(tmp_path: Path) -> None:
-    if why := missing():
-        pytest.skip(why)
-    with server() as found:
-        check_storage(found.url)
-        searched(found.url)
+def test_a_search_in_postgresql(postgres: Server) -> None:
+    url = postgres.new()
+    check_storage(url)
+    searched(url)
 
 
 def test_a_search_through_a_grpc_proxy(tmp_path: Path) -> None:
@@ -151,7 +157,7 @@ def test_the_study_opens_in_optuna_dashboard_with_what_a_person_wants_to_see(tmp
     (summary,) = get(app, "/api/studies")["study_summaries"]
     assert summary["study_name"] == "autoquant"
     detail = get(app, f"/api/studies/{summary['study_id']}")
-    assert detail["metric_names"] == ["saving"] and detail["directions"] == ["maximize"]
+    assert detail["objective_names"] == ["saving"] and detail["directions"] == ["maximize"]
     assert detail["note"]["body"] == "autoquant: a model, a task"
     best = next(t for t in detail["trials"] if t["state"] == "Complete")
     attrs = {a["key"]: a["value"] for a in best["user_attrs"]}
@@ -159,6 +165,7 @@ def test_the_study_opens_in_optuna_dashboard_with_what_a_person_wants_to_see(tmp
     assert wanted <= attrs.keys()
     assert attrs["label"] == '"float32"' and attrs["schemes"] == '"3 float32"'
     assert best["constraints"] == pytest.approx([float(attrs["margin"])])
+    assert [list(t.constraints.values()) for t in study.trials if t.number == best["number"]] == [best["constraints"]]
 
 
 def get(app, path: str) -> dict:
