@@ -86,5 +86,5 @@ class Bench:
     def _kept(self, key: Any, compute: Any) -> Any:
         path = self.folder / "outcomes" / f"{artifacts.fingerprint(key)}.json"
         if not path.is_file():
-            artifacts.write_json(path, compute())
-        return artifacts.read_json(path)
+            artifacts.write_json(path, {"found": compute()})
+        return artifacts.read_json(path)["found"]
