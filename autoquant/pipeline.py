@@ -26,6 +26,7 @@ from autoquant.layer_maps import input_absmax, make_map
 from autoquant.power import power_stage
 from autoquant.price import measure_price
 from autoquant.profile import measure_profile
+from autoquant.racing import expected_margin
 from autoquant.report import render_html, validate
 from autoquant.search import (
     STUDY_NAME,
@@ -47,7 +48,7 @@ from autoquant.search import (
 from autoquant.session import CHOICE, Session
 from autoquant.summary import summarise, summarise_profile
 from autoquant.tasks import SPLITS
-from autoquant.trial import expected_margin, expected_minutes, make_judge
+from autoquant.trial import expected_minutes, make_judge
 from autoquant.values import Candidate, LayerMap, Price, Profile
 
 PROFILE, PRICE, STUDY, MAP = "profile.json", "price.json", "study.journal", "layer_map.yaml"

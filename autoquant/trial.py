@@ -1,30 +1,28 @@
 """Judge one map on the search split: paired drop, divergence, and latency end to end.
 
-Items are read in one random order that all maps share, in growing chunks, until the race is decided (see
-`autoquant.search.race`). The float model's outputs are computed once; quantized weights are cached by the assembler.
+Items are read in one order that all maps share, in growing chunks, until the race is decided (see `autoquant.racing`). The float
+model's outputs are computed once; quantized weights are cached by the assembler.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import nn
 
-from autoquant.certify.judge import drop_error, excess, paired_drop, sample_error
 from autoquant.evaluation import Evaluation, evaluate_further, evaluate_split, forward_call, time_models
 from autoquant.profile.fisher import divergence
+from autoquant.racing import Course, Figures, order_of
 from autoquant.search import Outcome
 from autoquant.search.problem import MOST_NOISE
-from autoquant.search.race import chunks, decide
+from autoquant.search.race import Order
 from autoquant.session import Session
 from autoquant.tasks.base import Task, batches
-from autoquant.values import Budget, Price
+from autoquant.values import Price
 
 KEPT_OUTPUTS = 512 * 2**20
 """Bytes of float outputs kept to measure the divergence of each trial; batches beyond are judged by the metric alone."""
@@ -32,62 +30,55 @@ Plan = list[list[int]]
 """Rows of each batch."""
 
 
-def expected_margin(drop: float, error: float, items: int, certification: int, budget: Budget) -> float:
-    """What the certified bound is expected to exceed the budget by, from the drop on some items and its standard error."""
-    normal = stats.norm.ppf(budget.confidence) if budget.confidence else 0.0
-    return float(excess(drop + normal * error * math.sqrt(items / max(1, certification)), budget))
-
-
-def partial_error(task: Task, before: np.ndarray, after: np.ndarray, budget: Budget, index: np.ndarray) -> float:
-    """Standard error of the paired drop on some items of the search split (see `drop_error`, which takes all)."""
-    return sample_error(task, "search", before, after, budget, index)
-
-
 @dataclass
 class Divergence:
-    """The float model's outputs by batch, and the mean divergence of a model from them."""
+    """The float model's outputs by row, and the mean divergence of a model from them."""
 
     task: Task
     room: int = KEPT_OUTPUTS
-    outputs: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
-    total: float = 0.0
-    count: int = 0
+    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    found: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """Row → (sum of its divergences, number of its outputs)."""
 
     def keep(self, rows: list[int], output: torch.Tensor, batch: Any) -> None:
         size = output.numel() * output.element_size()
         if self.room >= size or not self.outputs:
-            self.outputs[tuple(rows)], self.room = output, self.room - size
+            self.room -= size
+            self.outputs.update(zip(rows, output, strict=True))
 
     def compare(self, rows: list[int], output: torch.Tensor, batch: Any) -> None:
-        reference = self.outputs.get(tuple(rows))
-        if reference is None or reference.shape != output.shape:
-            return
-        found = divergence(output, reference, self.task.output_kind)
         mask = self.task.mask(batch) if self.task.positions else None
-        found = found if mask is None else found[mask]
-        self.total += found.sum().item()
-        self.count += found.numel()
+        for place, row in enumerate(rows):
+            reference = self.outputs.get(row)
+            if reference is None or reference.shape != output[place].shape:
+                continue
+            nats = divergence(output[place : place + 1], reference[None], self.task.output_kind)
+            nats = nats if mask is None else nats[mask[place : place + 1]]
+            self.found[row] = nats.sum().item(), nats.numel()
 
     def forget(self) -> None:
         """What was compared, of a map that failed half way, too."""
-        self.total, self.count = 0.0, 0
+        self.found.clear()
 
-    def mean(self) -> float:
-        """Of all that was compared since `forget`."""
-        return self.total / max(1, self.count)
+    def mean(self, weights: Mapping[int, float] | None = None) -> float:
+        """Of all that was compared since `forget`.
+
+        Args:
+            weights: row → what it counts; rows that are not named count once.
+        """
+        weighted = [(1.0 if weights is None else weights.get(row, 1.0), *one) for row, one in self.found.items()]
+        return sum(w * nats for w, nats, _ in weighted) / max(1e-9, sum(w * count for w, _, count in weighted))
 
 
 @dataclass
 class Track:
-    """The search split as a race course: the shared order of its items, cut into chunks, and the rows of each."""
+    """The rows that each chunk of an order of items needs, in batches."""
 
     items: list[list[int]]
     plans: list[Plan]
 
     @classmethod
-    def of(cls, task: Task, batch_size: int, seed: int, race: bool = True) -> Track:
-        order = np.random.default_rng(seed).permutation(task.items("search")).tolist()
-        parts = chunks(order) if race else [order]
+    def of(cls, task: Task, batch_size: int, parts: list[list[int]]) -> Track:
         known: set[int] = set()
         plans = []
         for part in parts:
@@ -107,82 +98,80 @@ class Judge:
         priced: predicts the latency of a map instead, where this is not the hardware that is searched for.
     """
 
-    task: Task
-    budget: Budget
+    course: Course
     track: Track
     base: Evaluation
     against: Divergence
     assemble: Callable[[dict[str, str], str], nn.Module]
     milliseconds: Callable[[nn.Module], tuple[float, float]]
     notify: Callable[[str], None]
-    priced: Callable[[str, dict[str, str]], float] | None = None
+    priced: Callable[[str, Mapping[str, str]], float] | None = None
 
     def __call__(self, base_dtype: str, layers: dict[str, str]) -> Outcome:
         """The outcome of a map."""
         model = self.assemble(layers, base_dtype)
         self.against.forget()
-        drop, error, margin, items = self._race(model)
+        found = self._race(model)
         ms, noise = (self.priced(base_dtype, layers), MOST_NOISE) if self.priced else self.milliseconds(model)
         return Outcome(
-            drop=drop,
-            error=error,
-            margin=margin,
-            divergence=self.against.mean(),
+            drop=found.drop,
+            error=found.error,
+            margin=found.margin,
+            divergence=self._divergence(found.items),
             ms=ms,
             noise=noise,
-            items=items,
+            items=found.items,
         )
 
     def measure(self, base_dtype: str, layers: dict[str, str]) -> tuple[float, int]:
         """(divergence of a map on the first chunk, items read)."""
         model = self.assemble(layers, base_dtype)
         self.against.forget()
-        kept: list[torch.Tensor | None] = list(self.base.reduced)
-        evaluate_further(
-            model, self.task, "search", self.track.plans[0], kept, reference=self.base.reduced,
-            observe=self.against.compare, notify=self.notify,
-        )  # fmt: skip
-        return self.against.mean(), len(self.track.items[0])
+        self._read(model, self.track.plans[0], list(self.base.reduced))
+        count = len(self.track.items[0])
+        return self._divergence(count), count
 
-    def _race(self, model: nn.Module) -> tuple[float, float, float, int]:
-        """(drop, its standard error, margin, items read)."""
+    def _race(self, model: nn.Module) -> Figures:
         kept: list[torch.Tensor | None] = list(self.base.reduced)
-        seen: list[int] = []
+        count = 0
         for part, plan in zip(self.track.items, self.track.plans, strict=True):
-            seen += part
+            count += len(part)
             if plan:  # otherwise its rows came with an earlier chunk
-                values = evaluate_further(
-                    model, self.task, "search", plan, kept, reference=self.base.reduced,
-                    observe=self.against.compare, notify=self.notify,
-                )  # fmt: skip
-            figures = self._figures(values, seen)
-            _, error, margin = figures
-            if decide(margin, error, len(seen), self.task.items("search")) is not None:
+                values = self._read(model, plan, kept)
+            figures = self.course.figures(values, count)
+            if figures.within is not None:
                 break
-        return *figures, len(seen)
+        return figures
 
-    def _figures(self, values: np.ndarray, seen: Sequence[int]) -> tuple[float, float, float]:
-        task, index = self.task, np.asarray(seen)
-        whole = len(seen) == task.items("search")
-        drop = paired_drop(task, "search", self.base.values, values, self.budget, None if whole else index)
-        if whole:
-            error = drop_error(task, "search", self.base.values, values, self.budget)
-        else:
-            error = partial_error(task, self.base.values, values, self.budget, index)
-        return drop, error, expected_margin(drop, error, len(seen), task.items("certification"), self.budget)
+    def _read(self, model: nn.Module, plan: Plan, kept: list[torch.Tensor | None]) -> np.ndarray:
+        return evaluate_further(
+            model, self.course.task, "search", plan, kept, reference=self.base.reduced, observe=self.against.compare,
+            notify=self.notify,
+        )  # fmt: skip
+
+    def _divergence(self, count: int) -> float:
+        """Of the whole split, from its first `count` items: each stands for those that were passed over, too."""
+        order, task = self.course.order, self.course.task
+        if task.rows("search") != task.items("search"):
+            return self.against.mean()
+        return self.against.mean(dict(zip(order.items[:count].tolist(), order.weights(count), strict=True)))
 
 
 def make_judge(session: Session, price: Price, update: Callable[[int, int], None]) -> Judge:
     """Run the float model on the search split."""
     s, task = session.settings, session.task
-    track, against = Track.of(task, s.eval_batch_size, s.seed, s.race), Divergence(task)
+    against, order = Divergence(task), Order.by_chance(task.items("search"), s.seed)
+    track = Track.of(task, s.eval_batch_size, order.chunks())  # the outputs that are kept are of the items read first
     base = evaluate_split(
         session.model, task, "search", plan=[rows for plan in track.plans for rows in plan],
         batch_size=s.eval_batch_size, is_reference=True, observe=against.keep, progress=update,
         notify=session.progress.note,
     )  # fmt: skip
-    if base.batch_size < s.eval_batch_size:  # the float model did not fit: nor would most maps
-        track = Track.of(task, base.batch_size, s.seed, s.race)
+    if s.race:
+        order = order_of(task, session.budget, base.reduced, s.seed)
+    # Where the float model did not fit, most maps would not either.
+    size = min(base.batch_size, s.eval_batch_size)
+    track = Track.of(task, size, order.chunks() if s.race else [order.items.tolist()])
     example = task.example(session.batch_size, session.seq_len)
     anchor = forward_call(session.model, task, example)
 
@@ -197,9 +186,10 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
         ms = times["map"][0] / times["anchor"][0] * price.model_ms["float32"]
         return ms, times["map"][1] / times["map"][0]
 
+    course = Course(task, session.budget, base.values, order)
     elsewhere = price.hardware != session.runtime.description()
     return Judge(
-        task, session.budget, track, base, against, session.assembler.assemble, milliseconds, session.progress.note,
+        course, track, base, against, session.assembler.assemble, milliseconds, session.progress.note,
         price.ms_of if elsewhere else None,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from autoquant.artifacts import atomic
 from autoquant.evaluation import evaluate_split
+from autoquant.fragility import fragility
 from autoquant.layer_maps import input_absmax
 from autoquant.pipeline import profile_stage
 from autoquant.profile.fisher import divergence
@@ -56,7 +57,11 @@ SUBJECTS = {
     "minilm-docstrings": Subject(
         "minilm", "retrieval", sizes={"calibration": 128, "search": 8, "certification": 600}, mixes=4
     ),
-}
+    "dinov2-cifar10": Subject(
+        "dinov2-cifar10", "image-classification", ("cifar10/cifar10_subset.npz",),
+        sizes={"calibration": 64, "search": 8, "certification": 800}, mixes=8,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,10 @@ def _compute(subject: Subject, models: Path, data: Path, folder: Path, seed: int
     with tempfile.TemporaryDirectory() as scratch:
         source = None
         if subject.data:
-            source = Path(scratch) / f"population{Path(subject.data[0]).suffix}"
-            source.write_text("\n".join((data / part).read_text(encoding="utf8").strip() for part in subject.data))
+            source = data / subject.data[0]
+            if len(subject.data) > 1:
+                source = Path(scratch) / f"population{source.suffix}"
+                source.write_text("\n".join((data / part).read_text(encoding="utf8").strip() for part in subject.data))
         settings = Settings(
             model=str(models / subject.model), task=subject.task, data=source and str(source), columns=subject.columns,
             sizes=subject.sizes or {"calibration": 64, "search": 8}, seed=seed, threads=threads,
@@ -113,7 +120,7 @@ def _compute(subject: Subject, models: Path, data: Path, folder: Path, seed: int
             np.savez(
                 file, values=np.stack([one["values"] for one in found]), labels=[str(one["label"]) for one in found],
                 cost=[float(one["cost"]) for one in found], divergence=[float(one["divergence"]) for one in found],
-                metric=session.task.metric,
+                metric=session.task.metric, fragility=found[0]["fragility"],  # for `benchmarks.strategies racing`
             )  # fmt: skip
 
 
@@ -139,7 +146,11 @@ def _maps(session: Session, mixes: int, seed: int) -> Iterator[tuple[str, dict[s
 def _float(session: Session, folder: Path) -> dict[str, Any]:
     def measure() -> dict[str, Any]:
         found = evaluate_split(session.model, session.task, "certification", is_reference=True)
-        return {"values": found.values, "reduced": found.reduced.numpy(), "cost": 2.0, "divergence": 0.0}
+        fragile = fragility(session.task, "certification", found.reduced, session.settings.seed)
+        return {
+            "values": found.values, "reduced": found.reduced.numpy(), "cost": 2.0, "divergence": 0.0,
+            "fragility": np.zeros(0) if fragile is None else fragile,
+        }  # fmt: skip
 
     return _kept(folder, "float32", measure)
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from autoquant.certify.judge import judge
+from autoquant.racing import expected_margin
 from autoquant.search import Outcome
 from autoquant.session import Progress
 from autoquant.tasks.base import Batch, Task
-from autoquant.trial import Judge, expected_margin, make_judge
+from autoquant.trial import Judge, make_judge
 from autoquant.values import Budget, Candidate
 
 ROWS = 100
@@ -114,6 +115,25 @@ def test_a_race_to_the_end_is_the_whole_evaluation() -> None:
         assert (raced.margin <= 0) == (whole.margin <= 0)
 
 
+def test_a_race_reads_what_can_change_and_is_about_the_whole_split() -> None:
+    """The rows near 0 change first; the many behind them are told from them and from a few by chance."""
+    judged = judge_of(4, Budget(0.2), race=True)
+    raced, whole = judged("float32", {}), evaluated(4, Budget(0.2))
+    assert judged.course.order.places is not None
+    assert set(range(4)) <= set(judged.course.order.items[:32].tolist())
+    assert raced.items < ROWS and raced.margin <= 0 and whole.margin <= 0
+    assert raced.drop == pytest.approx(whole.drop, abs=0.02)
+    again = judge_of(4, Budget(0.2), race=True)("float32", {})
+    assert (again.drop, again.margin, again.items) == (raced.drop, raced.margin, raced.items), "a resumed run"
+
+
+def test_divergences_of_the_items_read_stand_for_the_whole_split() -> None:
+    judged = judge_of(2, Budget(0.2), race=True)
+    read, nats = judged("float32", {}), evaluated(2, Budget(0.2)).divergence
+    assert read.items < ROWS and judged.measure("float32", {})[1] == len(judged.track.items[0])
+    assert judged("float32", {}).divergence == read.divergence == pytest.approx(nats, rel=0.6)
+
+
 class Doubled(Sign):
     """Each item is judged by two rows, and which ones is not said: all rows are needed before the first item."""
 
@@ -135,5 +155,5 @@ def test_items_whose_rows_are_in_already_are_judged_without_running_them_again(w
 def test_a_map_that_fails_half_way_leaves_nothing_to_the_next() -> None:
     judged = judge_of(3, Budget(0.05))
     first = judged("float32", {}).divergence
-    judged.against.total, judged.against.count = 1e9, 7  # as a map leaves them that raised
+    judged.against.found[0] = 1e9, 7  # as a map leaves them that raised
     assert judged("float32", {}).divergence == first > 0

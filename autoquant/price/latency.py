@@ -156,7 +156,7 @@ def _time_bases(calls: Mapping[str, Callable[[], None]], max_seconds: float) -> 
 
     The first calls of a model that is served capture its graph and record it.
     """
-    once = {}
+    once: dict[str, float] = {}
     for base, call in calls.items():
         call()
         for _ in range(3):
