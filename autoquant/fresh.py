@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from autoquant import artifacts
 from autoquant.certify.worker import job_of, run_job
 from autoquant.checkpoint import load, write_checkpoint
 from autoquant.evaluation import evaluate_split, forward_call, saved_rows, saved_values, time_models
+from autoquant.runtimes import Runtime
 from autoquant.runtimes.graph import as_written
 from autoquant.session import Session
 from autoquant.values import LayerMap
@@ -96,7 +98,7 @@ def measure_latency(session: Session, plain: Mapping[str, LayerMap | None], serv
 
 
 def _measure_here(session: Session, name: str, path: Path | None, folder: Path) -> dict[str, Any]:
-    model = session.model if path is None else load(path, model=copy.deepcopy(session.model), runtime=session.runtime)
+    model = session.model if path is None else _open_here(session, path, session.runtime)
     reference = None if path is None else saved_rows(folder / "float32.npz")
     found = evaluate_split(
         model, session.task, "certification", batch_size=session.settings.eval_batch_size, reference=reference,
@@ -114,9 +116,7 @@ def _measure_here(session: Session, name: str, path: Path | None, folder: Path) 
 def _latency_here(session: Session, paths: Mapping[str, Path | None], plain: set[str]) -> dict[str, Any]:
     example = session.task.example(session.batch_size, session.seq_len)
     models = {
-        name: session.model
-        if path is None
-        else load(path, model=copy.deepcopy(session.model), runtime=None if name in plain else session.runtime)
+        name: session.model if path is None else _open_here(session, path, None if name in plain else session.runtime)
         for name, path in paths.items()
     }
     for name in plain:
@@ -128,6 +128,12 @@ def _latency_here(session: Session, paths: Mapping[str, Path | None], plain: set
         rest_seconds=session.runtime.rest_seconds,
     )
     return {"ms": {n: ms for n, (ms, _) in found.items()}, "noise": {n: noise for n, (_, noise) in found.items()}}
+
+
+def _open_here(session: Session, path: Path, runtime: Runtime | None) -> nn.Module:
+    """A checkpoint of a module that was handed over; one of transformers' classes names its architecture itself."""
+    own = None if (path / "config.json").is_file() else copy.deepcopy(session.model)
+    return load(path, model=own, runtime=runtime)
 
 
 def _common_job(session: Session) -> dict[str, Any]:

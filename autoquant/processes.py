@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,7 +45,8 @@ def stop(process: subprocess.Popen[str], *files: IO[Any]) -> None:
     process.wait()
     for stream in (process.stdin, process.stdout, process.stderr, *files):
         if stream is not None:
-            stream.close()
+            with suppress(BrokenPipeError):  # of what it did not live to read
+                stream.close()
 
 
 def last_words(said: str, code: int) -> str:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from autoquant.artifacts import fingerprint, read_json, write_json
 from autoquant.errors import StaleError, UsageError, pick
-from autoquant.models.layers import Inventory, fingerprint_architecture, fingerprint_model, groups, inspect
+from autoquant.models.layers import Inventory, fingerprint_architecture, fingerprint_model, groups, inspect, siblings
 from autoquant.models.loading import Loaded, architectures, load_model, resolve, task_for
 from autoquant.price import choose_runtime
 from autoquant.runtimes import RUNTIMES, Runtime, make_runtime, unusable
@@ -193,7 +193,19 @@ class Session:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        return groups(self.inventory.layers, fuse=self.settings.fuse)
+        """Layers that share a choice; says which projections are tied or free, and why."""
+        layers, asked = self.inventory.layers, self.settings.fuse
+        fuse = self.runtime.fuses if asked is None else asked
+        if known := siblings(layers):
+            what = ", ".join(f"{count} × {names}" for names, count in known.items())
+            if asked is not None:
+                why = f"because of --{'' if fuse else 'no-'}fuse"
+            elif fuse:
+                why = f"because the {self.runtime.name} runtime runs each as one product (--no-fuse leaves them free)"
+            else:
+                why = f"because the {self.runtime.name} runtime serves them mixed, too (--fuse ties them, as vLLM needs it)"
+            self.progress.say(f"{'Tied' if fuse else 'Free':7} {what}: {why}")
+        return groups(layers, fuse=fuse)
 
     @cached_property
     def assembler(self) -> Assembler:

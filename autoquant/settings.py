@@ -28,6 +28,7 @@ class Settings:
         runtime: one of `RUNTIMES`, or `auto`: the fastest of those that are installed, measured before anything else.
         strategy, cold: how maps are proposed, and whether without the maps that a search begins with.
         race: stop judging a map as soon as it is known whether it is within the budget.
+        fuse: one scheme for projections that engines fuse (q/k/v, gate/up); None: if the runtime does.
         max_mb, max_ms: hard caps on size and latency; with one, the smallest drop under it is looked for.
         rungs: quantized maps that may be tested on the certification data.
         workers: processes of this machine that evaluate maps at a time; each has its share of `threads`.
@@ -68,7 +69,7 @@ class Settings:
     threads: int | None = None
     seed: int = 0
     gradient: bool = True
-    fuse: bool = False
+    fuse: bool | None = None
     trust_remote_code: bool = False
     revision: str | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)

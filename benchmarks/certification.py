@@ -9,6 +9,8 @@ bounds, stop at the first map that does not pass.
 - violated: share of all runs that ship a quantized map under a PASS although its true drop is above the budget. At most 5%.
 - PASS: share of PASS among the judgements of maps whose true drop is below half the budget, where n suffices (the normal
   approximation says that n items have 80% power or more for this map's own drop and flips).
+- drawn: items one by one; where the subject has clusters (docstrings of one source file), also whole clusters, with a search and
+  a bound that count them, and with those that take items for independent.
 - one split: the same splits in one, as other tools do it. The cheapest map whose measured drop fits the budget is shipped,
   and the figure it was chosen by is the figure that is reported.
 """
@@ -24,28 +26,54 @@ from common import parser, table, write
 from scipy import stats
 
 from autoquant.certify import items_needed
-from autoquant.certify.bounds import settled, unit_drops
+from autoquant.certify.bounds import cluster_members, settled, unit_drops
 from autoquant.errors import UsageError, pick
 from autoquant.search import ladder
 from autoquant.values import Budget, Candidate
 
 SPLITS = ((400, 1000), (800, 3000), (2000, 10_000))
 """Items of the search split and of the certification split."""
+MODES = (("items", False, False), ("clusters", True, True), ("clusters, not counted", True, False))
+"""Name, whether splits are drawn in whole clusters, and whether search and bound know of them."""
+
+
+def draw(found: Outcomes, size: int, rng: np.random.Generator, clustered: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Items by chance, with replacement, and the number of the cluster each of them was drawn with.
+
+    In clusters as many whole ones are drawn as have `size` items on average.
+    """
+    if not clustered:
+        return rng.integers(0, found.values.shape[1], size), np.arange(size)
+    assert found.clusters is not None
+    members = cluster_members(found.clusters)
+    chosen = rng.integers(0, len(members), max(2, round(size * len(members) / len(found.clusters))))
+    return np.concatenate([members[one] for one in chosen]), np.repeat(
+        np.arange(len(chosen)), [len(members[one]) for one in chosen]
+    )
 
 
 def one_run(
-    found: Outcomes, budget: Budget, sizes: tuple[int, int], rungs: int, rng: np.random.Generator
-) -> dict[str, Any]:
-    """One search and one certification on drawn splits; and the same items judged as one split."""
-    search, held = (rng.integers(0, found.values.shape[1], size) for size in sizes)
+    found: Outcomes, budget: Budget, sizes: tuple[int, int], rungs: int, rng: np.random.Generator, clustered: bool,
+    known: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """One search and one certification on drawn splits; and the same items judged as one split.
+
+    Args:
+        clustered: splits are drawn in whole clusters.
+        known: the search and the bound know which items belong together, as a task with clusters has it.
+    """
+    (search, search_own), (held, held_own) = (draw(found, size, rng, clustered) for size in sizes)
+    if not known:
+        search_own, held_own = np.arange(len(search)), np.arange(len(held))
+    counts = np.bincount(held_own).astype(float)
     drops = found.values[0] - found.values
     confidence = budget.confidence or 0.95
     normal = float(stats.norm.ppf(confidence))
     candidates = []
     for number in range(1, len(found.labels)):
         seen = drops[number][search]
-        error = float(seen.std()) / np.sqrt(sizes[0])
-        expected = error * np.sqrt(sizes[0] / sizes[1])
+        error = float(np.sqrt((np.bincount(search_own, seen - seen.mean()) ** 2).sum())) / len(seen)
+        expected = error * np.sqrt(len(search) / len(held))
         candidates.append(
             Candidate(
                 number=number,
@@ -65,8 +93,8 @@ def one_run(
     judged = []
     shipped = None
     for candidate in sorted(ladder(candidates, rungs), key=lambda c: c.divergence):
-        unit = unit_drops(drops[candidate.number][held], 1.0)  # drawn in a random order already
-        passed = settled(unit, np.ones(len(unit)), 1.0, budget.drop, confidence) == "PASS"
+        unit = np.bincount(held_own, unit_drops(drops[candidate.number][held], 1.0))  # drawn in a random order already
+        passed = settled(unit, counts, 1.0, budget.drop, confidence) == "PASS"
         judged.append((candidate.number, passed))
         if not passed:
             break
@@ -77,9 +105,13 @@ def one_run(
     return {"judged": judged, "shipped": shipped, "one_split": cheapest}
 
 
-def summarise(found: Outcomes, budget: Budget, sizes: tuple[int, int], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    truth = (found.values[0] - found.values).mean(1)
-    deviation = (found.values[0] - found.values).std(1)
+def summarise(
+    found: Outcomes, budget: Budget, sizes: tuple[int, int], runs: list[dict[str, Any]], clustered: bool
+) -> dict[str, Any]:
+    drops = found.values[0] - found.values
+    truth = drops.mean(1)
+    units = found.clusters if clustered and found.clusters is not None else np.arange(drops.shape[1])
+    deviation = [float(np.sqrt((np.bincount(units, own - own.mean()) ** 2).sum() / len(own))) for own in drops]
 
     def enough(number: int) -> bool:
         needed = items_needed(truth[number], deviation[number], budget.drop, budget.confidence or 0.95)
@@ -140,8 +172,9 @@ def main() -> None:
         for drop in args.budgets:
             for sizes in SPLITS:
                 budget, rng = Budget(drop, confidence=args.confidence), np.random.default_rng([args.seed, len(rows)])
-                runs = [one_run(found, budget, sizes, args.rungs, rng) for _ in range(args.runs)]
-                rows.append(summarise(found, budget, sizes, runs))
+                for drawn, clustered, known in MODES[: 1 if found.clusters is None else None]:
+                    runs = [one_run(found, budget, sizes, args.rungs, rng, clustered, known) for _ in range(args.runs)]
+                    rows.append({"drawn": drawn, **summarise(found, budget, sizes, runs, clustered)})
         print(f"\n{args.runs} runs a row, {args.confidence:.0%} confidence\n")
         print(table(rows, list(rows[0])))
         everything[name] = {"maps": maps, "rows": rows}

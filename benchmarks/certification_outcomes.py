@@ -21,6 +21,7 @@ from autoquant.pipeline import profile_stage
 from autoquant.profile.fisher import divergence
 from autoquant.session import Progress, Session
 from autoquant.settings import Settings
+from autoquant.tasks.docstrings import split_pairs
 
 BASE = "bfloat16"
 PRICES = {
@@ -73,6 +74,7 @@ class Outcomes:
         labels: names of the rows.
         cost, divergence: (maps,) cost by `PRICES`, and measured divergence from the float32 model in nats.
         metric: what the mean of a row is.
+        clusters: (items,) number of the cluster of each item; None: each is one.
     """
 
     values: np.ndarray
@@ -80,6 +82,7 @@ class Outcomes:
     cost: np.ndarray
     divergence: np.ndarray
     metric: str
+    clusters: np.ndarray | None = None
 
 
 def outcomes(name: str, models: Path, data: Path, work: Path, seed: int, threads: int | None) -> Outcomes:
@@ -90,7 +93,14 @@ def outcomes(name: str, models: Path, data: Path, work: Path, seed: int, threads
         _compute(subject, models, data, folder, seed, threads)
     with np.load(folder / "all.npz") as file:
         labels = tuple(str(label) for label in file["labels"])
-        return Outcomes(file["values"], labels, file["cost"], file["divergence"], str(file["metric"]))
+        clusters = _modules(subject, seed) if subject.task == "retrieval" and not subject.data else None
+        return Outcomes(file["values"], labels, file["cost"], file["divergence"], str(file["metric"]), clusters)
+
+
+def _modules(subject: Subject, seed: int) -> np.ndarray:
+    """(items,) number of the source file of each docstring: one author, one subject, so perhaps one fate."""
+    found = split_pairs(seed, subject.sizes)["certification"]
+    return np.unique([pair.module for pair in found], return_inverse=True)[1]
 
 
 def _compute(subject: Subject, models: Path, data: Path, folder: Path, seed: int, threads: int | None) -> None:

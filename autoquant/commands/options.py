@@ -45,7 +45,8 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "seq_len": (int | None, None, "Sequence length that latency and memory are measured at. Default: typical of the data."),
     "eval_batch_size": (int, 32, "Rows a batch when accuracy is measured."),
     "threads": (int | None, None, "CPU threads. Default: torch's."),
-    "fuse": (bool, False, "Give q/k/v and gate/up projections one scheme, for engines that fuse them (vLLM)."),
+    "fuse": (bool | None, None,
+             "One scheme for each q/k/v and gate/up, for engines that fuse them (vLLM). Default: as --runtime needs it."),
     "no_grad": (bool, False, "Score layers by output error alone, without a backward pass."),
     "seed": (int, 0, "Seed of the splits and the search."),
     "out": (Path | None, None, "Run folder; must be empty. Default: the next free one below runs/."),
@@ -57,7 +58,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
 }  # fmt: skip
 """Name → type, default and help of what `takes` gives a command."""
 
-_FLAGS = {"quiet": ("--quiet", "-q"), "as_json": ("--json",)}
+_FLAGS = {"quiet": ("--quiet", "-q"), "as_json": ("--json",), "fuse": ("--fuse/--no-fuse",)}
 SOURCE = ("test_data", "columns", "sizes", "metric", "max_length")
 LAST = ("trust_remote_code", "quiet", "as_json")
 

@@ -23,7 +23,7 @@ _KIND_OF: dict[type[nn.Module], str] = {
 }
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj", "up_proj"))
-"""Sibling projections that serving engines (vLLM, for one) fuse into one product."""
+"""Sibling projections that serving engines (vLLM, for one) fuse into one product, and read one scheme for."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,13 @@ def groups(layers: Sequence[Layer], *, fuse: bool = False) -> tuple[Group, ...]:
     for layer in layers:
         names.setdefault(key[layer.name], []).append(layer)
     return tuple(Group(name, tuple(members)) for name, members in names.items())
+
+
+def siblings(layers: Sequence[Layer]) -> dict[str, int]:
+    """Which projections of `FUSED` a model has, and how many times: `{"q_proj+k_proj+v_proj": 30}`."""
+    names = [group.name.rpartition(".")[2] for group in groups(layers, fuse=True) if len(group.layers) > 1]
+    families = ["+".join(members) for members in FUSED]
+    return {family: names.count(family) for family in families if family in names}
 
 
 def block_of(name: str) -> str:

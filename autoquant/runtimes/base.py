@@ -26,6 +26,10 @@ class Runtime(ABC):
     rest_seconds: ClassVar[float] = 0.0
     """For which a call beside it must be followed by nothing, so that it is timed alone: torch's threads wait busily."""
 
+    fuses: ClassVar[bool] = False
+    """It runs projections of one input (q/k/v, gate/up) as one product that takes one scheme only. A runtime that joins those
+    that agree, and runs the others apart, leaves them free: what that costs is measured as all else."""
+
     def supports(self, layer: Layer, scheme: Scheme) -> str | None:
         """None if the runtime can run `scheme` on `layer`, otherwise the reason it cannot."""
         return cannot_have(layer, scheme)
