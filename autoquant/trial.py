@@ -206,11 +206,9 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
         ms = times["map"][0] / times["anchor"][0] * price.model_ms["float32"]
         return ms, times["map"][1] / times["map"][0]
 
-    elsewhere = price.hardware != session.runtime.description()
     return Judge(
-        task, session.budget, track, base, against, session.assembler.assemble, milliseconds, session.progress.note,
-        price.ms_of if elsewhere else None,
-    )  # fmt: skip
+        task, session.budget, track, base, against, session.assembler.assemble, milliseconds, session.progress.note
+    )
 
 
 def expected_minutes(session: Session, judge: Judge) -> float:
