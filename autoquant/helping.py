@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from autoquant import artifacts
 from autoquant.errors import FolderError
 from autoquant.pipeline import PRICE, PROFILE, problem_of, profile_stage, search_fingerprint, study_place
@@ -37,7 +39,8 @@ def help_search(session: Session, name: str) -> tuple[int, str]:
     study = join_study(study_place(session), session.settings.study or STUDY_NAME, search_fingerprint(problem))
     with session.progress.bar("float model on the search split", "row") as update:
         judge = make_judge(session, price, update)
-    if judge.priced:
+    if price.hardware != session.runtime.description():
+        judge = replace(judge, priced=price.ms_of)
         session.progress.note(f"{session.runtime.description()} is not what is searched for: latencies are predicted.")
     with session.progress.bar("helping", "map") as update:
         return work(

@@ -187,11 +187,7 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
         return ms, times["map"][1] / times["map"][0]
 
     course = Course(task, session.budget, base.values, order)
-    elsewhere = price.hardware != session.runtime.description()
-    return Judge(
-        course, track, base, against, session.assembler.assemble, milliseconds, session.progress.note,
-        price.ms_of if elsewhere else None,
-    )  # fmt: skip
+    return Judge(course, track, base, against, session.assembler.assemble, milliseconds, session.progress.note)
 
 
 def expected_minutes(session: Session, judge: Judge) -> float:

@@ -59,10 +59,9 @@ def search(line: list[str], out: Path, enough: Any) -> None:
 
 def measure(prepared: Path, workers: int, args: Any, out: Path) -> dict[str, Any]:
     """One search with so many workers. The run has one thread, and no worker has less than that."""
-    out.mkdir()
-    for file in PREPARED:
-        shutil.copy(prepared / file, out / file)
+    shutil.copytree(prepared, out, ignore=shutil.ignore_patterns("study.journal", "search.lock"))
     line = [sys.executable, "-m", "autoquant", "search", "--resume", str(out), "--workers", str(workers)]
+    line += ["--trials", str(args.trials)]
     begin = time.time()
     search(line, out, lambda: (out / "front.json").is_file())
     trials = [t for t in join_study(out / "study.journal").trials if t.state.name == "COMPLETE"]

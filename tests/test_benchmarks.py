@@ -34,7 +34,7 @@ def script(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_script_has_help_and_a_row_in_the_readme(name: str) -> None:
     done = script(name, "--help")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "--models" in done.stdout
+    assert "--json" in done.stdout
     assert f"`{name}`" in (FOLDER / "README.md").read_text(encoding="utf8")
 
 

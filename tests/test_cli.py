@@ -227,7 +227,7 @@ def test_what_is_typed_reaches_the_search(called):
         "--max-minutes", "1.5", "--rungs", "1", "--test-data", "t.csv", "--columns", "text=1", "--columns", "label=y",
         "--sizes", "search=5", "--metric", "spearman", "--max-length", "64", "--batch-size", "2", "--seq-len", "9",
         "--eval-batch-size", "4", "--threads", "1", "--fuse", "--no-grad", "--seed", "7", "--out", "o", "--revision", "main",
-        "--trust-remote-code", "-q", "--json",
+        "--trust-remote-code", "-q", "--json", "--workers", "2", "--storage", "sqlite:///s",
     ]  # fmt: skip
     assert main(typed) == 0
     expected = {
@@ -237,6 +237,7 @@ def test_what_is_typed_reaches_the_search(called):
         "test_data": "t.csv", "columns": {"text": 1, "label": "y"}, "sizes": {"search": 5}, "metric": "spearman",
         "max_length": 64, "batch_size": 2, "seq_len": 9, "eval_batch_size": 4, "threads": 1, "fuse": True,
         "gradient": False, "seed": 7, "out": Path("o"), "revision": "main", "trust_remote_code": True, "quiet": True,
+        "workers": 2, "storage": "sqlite:///s",
     }  # fmt: skip
     assert called == [("search", ("m",), expected)]
 
@@ -244,6 +245,8 @@ def test_what_is_typed_reaches_the_search(called):
 def test_a_resumed_run_takes_more_trials_and_nothing_else(called, capsys):
     assert main(["search", "--resume", "run", "--trials", "3", "-q"]) == 0
     assert called == [("resume", (Path("run"),), {"quiet": True, "trials": 3})]
+    assert main(["search", "--resume", "run", "--workers", "2", "--storage", "sqlite:///s"]) == 0
+    assert called[1:] == [("resume", (Path("run"),), {"quiet": False, "workers": 2, "storage": "sqlite:///s"})]
     code, error = run(capsys, "search", "--resume", "run", "--eval-batch-size", "3")
     assert code == 2 and "--eval-batch-size" in error
 

@@ -199,7 +199,7 @@ def run_with_kills(
     drill: Drill, kills: int, seed: int, *, restart: Callable[[], None] | None = None, between: tuple[float, float] = (0.05, 0.4),
     joined: int = 1, main: bool = True,
 ) -> Counter:  # fmt: skip
-    """Search to the end while processes are killed (−9) at random moments; who was killed, how often.
+    """Search to the end while processes are killed (−9) at random moments, in turns; who was killed, how often.
 
     Args:
         restart: kills the database and starts it again.
@@ -207,6 +207,7 @@ def run_with_kills(
         main: whether the main process is killed, too, and resumed.
     """
     chance, done = random.Random(seed), Counter()
+    kinds = ["worker", *["database"] * (restart is not None), "worker", *["main"] * main]
     lead.DEATHS = 10**6  # a map that was begun twice by bad luck is not at fault
     leader = Fork(drill.main)
     outside = [Fork(lambda n=n: _wait_and_help(drill, f"outside-{n}")) for n in range(joined)]
@@ -222,7 +223,7 @@ def run_with_kills(
             time.sleep(chance.uniform(*between))
             if done.total() >= kills:
                 continue
-            whom = chance.choice(["worker"] * 3 + ["main"] * main + ["database"] * (restart is not None))
+            whom = kinds[done.total() % len(kinds)]
             if whom == "database":
                 assert restart is not None
                 restart()
