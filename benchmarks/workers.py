@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ def measure(prepared: Path, workers: int, args: Any, out: Path) -> dict[str, Any
         "seconds": seconds,
         "maps/minute": 60 * len(trials) / seconds,
         "loading": first - begin,
+        "seconds/map": statistics.mean(t.user_attrs.get("seconds", 0.0) for t in trials),
+        "maps of each": sorted(Counter(t.user_attrs["worker"] for t in trials).values()),
+        "begun": [round(t.datetime_start.timestamp() - first, 1) for t in trials],
+        "took": [round(t.user_attrs.get("seconds", 0.0), 1) for t in trials],
     }
 
 
@@ -95,7 +100,7 @@ def main() -> None:
                 rows.append(measure(prepared, workers, args, Path(scratch) / f"{workers}-{number}"))
                 print(rows[-1], flush=True)
     rate = {n: statistics.median(r["maps/minute"] for r in rows if r["workers"] == n) for n in args.workers}
-    print(table(rows, list(rows[0])))
+    print(table(rows, list(rows[0])[:-2]))
     for workers in args.workers[1:]:
         print(f"{workers} workers / {args.workers[0]}: {rate[workers] / rate[args.workers[0]]:.2f}")
     write(args.json, {"job": args.only, "trials": args.trials, "runs": rows})

@@ -47,7 +47,7 @@ def unmask(url: str) -> str:
     if HIDDEN not in url:
         return url
     known = os.environ.get(VARIABLE, "")
-    if mask(known) == url:
+    if mask(known) == url != known:
         return known
     return re.sub(r"[?&](?:password|passwd|sslpassword)=\*\*\*", "", url).replace(f":{HIDDEN}@", "@")
 
@@ -108,7 +108,7 @@ def check_storage(where: str | Path) -> None:
 
 def storage_environment(where: str | Path) -> dict[str, str]:
     """Variables by which a process that this one starts gets at the storage, too."""
-    return {} if isinstance(where, Path) else {VARIABLE: where}
+    return {} if isinstance(where, Path) else {VARIABLE: unmask(where)}
 
 
 class JournalLock(JournalFileOpenLock):

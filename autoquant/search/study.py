@@ -63,8 +63,11 @@ def open_study(
     return study
 
 
-def join_study(where: Path | str, name: str = STUDY_NAME, made_from: str = "") -> optuna.Study:
+def join_study(where: Path | str, name: str = STUDY_NAME, made_from: str | None = None) -> optuna.Study:
     """The study of a search that another process leads.
+
+    Args:
+        made_from: the fingerprint of the search space that it should have; None: any.
 
     Raises:
         AutoquantError: there is none yet; StaleError: it belongs to another search space.
@@ -96,8 +99,8 @@ def describe_study(study: optuna.Study, text: str) -> None:
     patiently(lambda: save_note(study, text))
 
 
-def _check(study: optuna.Study, made_from: str, where: Path | str) -> None:
-    if study.user_attrs.get(MADE_FROM, made_from) != made_from:
+def _check(study: optuna.Study, made_from: str | None, where: Path | str) -> None:
+    if made_from is not None and study.user_attrs.get(MADE_FROM, made_from) != made_from:
         place = f"The study '{study.study_name}'" if isinstance(where, str) else where
         raise StaleError(f"{place} belongs to another search space. Choose another --out folder.")
 

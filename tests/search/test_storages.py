@@ -24,7 +24,7 @@ from autoquant.search import (
     run_search,
     storages,
 )
-from autoquant.search.storages import VARIABLE, open_storage, patiently, unmask
+from autoquant.search.storages import VARIABLE, open_storage, patiently, storage_environment, unmask
 from tests import synthetic
 
 URL = "postgresql+psycopg://me:s3cr:e/t@host:5432/studies?sslpassword=s3cret&connect_timeout=3"
@@ -42,7 +42,7 @@ def test_the_password_comes_from_the_environment_or_is_left_to_the_driver(monkey
     assert unmask(URL) == URL
     assert unmask(mask("postgresql://me:secret@host/studies")) == "postgresql://me@host/studies"
     monkeypatch.setenv(VARIABLE, URL)
-    assert unmask(mask(URL)) == URL
+    assert unmask(mask(URL)) == URL == storage_environment(mask(URL))[VARIABLE]
     assert unmask("postgresql://me:***@other/studies") == "postgresql://me@other/studies"
 
 
