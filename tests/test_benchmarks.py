@@ -11,6 +11,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 PARTS = ("__init__.py", "common.py", "certification_outcomes.py")
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name not in PARTS)
+PACKAGES = sorted(path.parent.name for path in FOLDER.glob("*/__main__.py"))
 
 CONCLUSIONS = """
 from pathlib import Path
@@ -25,8 +26,8 @@ assert differences([one, two]) == [{"maps": "all – AVX2", "layers that differ"
 """
 
 
-def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=FOLDER, capture_output=True, text=True, check=False)
+def script(*arguments: str, cwd: Path = FOLDER) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -36,6 +37,15 @@ def test_every_script_has_help_and_a_row_in_the_readme(name: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "--json" in done.stdout
     assert f"`{name}`" in (FOLDER / "README.md").read_text(encoding="utf8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_package_has_help_and_a_row_in_the_readme(name: str) -> None:
+    done = script("-m", f"benchmarks.{name}", "--help", cwd=FOLDER.parent)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "--models" in done.stdout
+    assert f"`{name}/`" in (FOLDER / "README.md").read_text(encoding="utf8")
 
 
 def test_a_map_is_the_fastest_on_its_own_hardware_or_it_is_said() -> None:

@@ -75,7 +75,7 @@ class Bench:
         return Outcome(**{**known, "ms": self.problem.total_ms(base, self.problem.choice_of(base, layers))})
 
     def measure(self, base: str, layers: dict[str, str], race: bool = True) -> tuple[float, int]:
-        """(divergence of a map on the first chunk, items read)."""
+        """As `autoquant.trial.Judge.measure`: (divergence of a map, items read)."""
         nats, items = self._kept(["measure", base, layers], lambda: self.judges[True].measure(base, layers))
         return nats, items
 

@@ -6,6 +6,7 @@ random splits and orders. Of whole searches on real models: the default strategy
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -47,6 +48,8 @@ def racing(args: Any) -> dict[str, Any]:
     for folder in map(Path, args.outcomes):
         need(folder / "all.npz")
         with np.load(folder / "all.npz") as file:
+            if "fragility" not in file:
+                sys.exit(f"{folder} was kept by an earlier version of certification.py. Delete it, and run that again.")
             values, fragility = file["values"], file["fragility"]
         for items, budget in product(args.items, args.budgets):
             if items <= 0.8 * values.shape[1]:

@@ -164,17 +164,23 @@ def quantize(source: Source, graph: Any) -> Any:
     return nncf.quantize(graph, _calibration(source), model_type=nncf.ModelType.TRANSFORMER)
 
 
-def control(source: Source, graph: Any) -> Any:
-    """`quantize_with_accuracy_control`, judged by the task on its search split: certification data stays unseen."""
+def control(source: Source, graph: Any, seen: list[float] | None = None) -> Any:
+    """`quantize_with_accuracy_control`, judged by the task on its search split: certification data stays unseen.
+
+    Args:
+        seen: every value of the metric is appended to it.
+    """
     import nncf
 
     from autoquant.evaluation import evaluate_split
     from benchmarks.peers.engines.adapter import AsModule
 
     task = source.task
-    first: list[float] = []
+    first = [] if seen is None else seen
 
-    def validate(compiled: Any, rows: Iterable[Any]) -> tuple[float, None]:
+    def validate(compiled: Any, rows: Iterable[Any]) -> tuple[float | None, None]:
+        if len(list(rows)) == 1:  # NNCF asks what it may rank layers by: outputs, not the metric of one row at a time
+            return None, None
         model = AsModule(OvServed(compiled), source)
         value = evaluate_split(model, task, "search", batch_size=8).metric
         first.append(value)

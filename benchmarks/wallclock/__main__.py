@@ -1,0 +1,116 @@
+"""How long is a whole search, and what does it ship? autoquant beside NNCF's accuracy control and Intel Neural Compressor.
+
+Same model, data and budget (0.01 of accuracy); each tool in a process of its own, one after the other, timed from its start to
+the model that it leaves. autoquant's time includes certification. What was shipped is then judged on the certification split and
+timed side by side, rounds alternating.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import ROOT, need, parser, table, write
+from benchmarks.wallclock.tools import BATCH, LENGTH, MODEL, TOOLS
+
+
+class Process:
+    """A process of `worker.py`."""
+
+    def __init__(self, tool: str, python: str, args: Any) -> None:
+        self.folder = (args.work / tool).resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        job = {
+            "tool": tool, "model": str(args.models / MODEL.name), "data": str(args.data.resolve()),
+            "folder": str(self.folder / "run"), "threads": args.threads,
+        }  # fmt: skip
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false", "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
+        }  # fmt: skip
+        self.begin = time.perf_counter()
+        self.log = open(self.folder / "log", "w")  # noqa: SIM115 - closed in `stop`
+        self.process = subprocess.Popen(
+            [python, "-m", "benchmarks.wallclock.worker", json.dumps(job)], cwd=ROOT, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+        )  # fmt: skip
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"error": f"the process ended with code {self.process.wait()}"}
+
+    def round(self) -> float:
+        assert self.process.stdin is not None
+        print("go", file=self.process.stdin, flush=True)
+        return self.answer().get("ms", float("nan"))
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+
+def main() -> None:
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--tools", nargs="+", default=list(TOOLS), choices=list(TOOLS), help="float32 always runs")
+    arguments.add_argument("--python", nargs="*", default=[], metavar="TOOL=PATH", help="a tool's own environment")
+    arguments.add_argument("--rounds", type=int, default=11, help="timed rounds of what was shipped")
+    arguments.add_argument(
+        "--work",
+        type=Path,
+        default=Path("wallclock-work"),
+        metavar="FOLDER",
+        help="of files and logs; a folder anew each time",
+    )
+    args = arguments.parse_args()
+    need(
+        args.models / MODEL.name, *(args.data / str(name) for name in (MODEL.judges[0].data, MODEL.judges[0].test_data))
+    )
+    pythons = dict(pair.split("=", 1) for pair in args.python)
+    running: dict[str, Process] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        for tool in dict.fromkeys(["float32", *args.tools]):
+            process = Process(tool, pythons.get(tool, sys.executable), args)
+            found = process.answer()
+            seconds = time.perf_counter() - process.begin
+            rows[tool] = {"tool": tool, "seconds": seconds, **found}
+            if "error" not in found and "error" in (judged := process.answer()):
+                rows[tool] |= judged
+            if "error" in rows[tool]:
+                print(f"{tool}: {rows[tool]['error']} (see {process.folder / 'log'})", flush=True)
+                process.stop()
+            else:
+                print(f"{tool}: {seconds:.0f} s", flush=True)
+                running[tool] = process
+        times: dict[str, list[float]] = {tool: [] for tool in running}
+        draw = random.Random(args.seed)
+        for _ in range(args.rounds):
+            for tool in draw.sample(list(running), len(running)):
+                time.sleep(0.05)  # threads of the last one cease to spin
+                times[tool].append(running[tool].round())
+        base = np.load(running["float32"].folder / "run" / "values.npy")
+        for tool, process in running.items():
+            values = np.load(process.folder / "run" / "values.npy")
+            low, middle, high = np.percentile(times[tool], [25, 50, 75])
+            rows[tool] |= {"drop": float((base - values).mean()), "ms": float(middle), "±": float(high - low) / 2,
+                           "MB": rows[tool]["bytes"] / 1e6}  # fmt: skip
+    finally:
+        for process in running.values():
+            process.stop()
+    print(f"\n{MODEL.name}, budget 0.01, {args.threads} threads; ms of {BATCH} × {LENGTH} tokens\n")
+    print(table(rows.values(), ["tool", "seconds", "evaluations", "drop", "ms", "±", "MB", "said", "error"]))
+    write(args.json, {"rounds": args.rounds, "rows": list(rows.values())})
+
+
+if __name__ == "__main__":
+    main()
