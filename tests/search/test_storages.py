@@ -163,7 +163,7 @@ def test_the_study_opens_in_optuna_dashboard_with_what_a_person_wants_to_see(tmp
     attrs = {a["key"]: a["value"] for a in best["user_attrs"]}
     wanted = {"drop", "error", "margin", "ms", "MB", "saving", "divergence", "predicted_divergence", "label", "schemes"}
     assert wanted <= attrs.keys()
-    assert attrs["label"] == '"float32"' and attrs["schemes"] == '"3 float32"'
+    assert attrs["label"] == "float32" and attrs["schemes"] == "3 float32"
     assert best["constraints"] == pytest.approx([float(attrs["margin"])])
     assert [list(t.constraints.values()) for t in study.trials if t.number == best["number"]] == [best["constraints"]]
 
