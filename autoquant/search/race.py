@@ -25,16 +25,14 @@ from scipy import stats
 ERROR = 0.02
 """Share of the answers, at most, that the whole split would not give."""
 FIRST = 64
-"""Items of the first chunk, at least, of an order by chance."""
-FIRST_FRAGILE = 32
-"""The same where the most fragile come first."""
+"""Items of the first chunk, at least."""
 GROWTH = 1.4
 """Of the items read from one look to the next."""
 LEAST = 30
 """Items before anything is said."""
-CONTROL = 0.25
+CONTROL = 0.5
 """Share of the items that are read by chance, whatever their place among the fragile ones: what noise in the outputs would
-not change, a broken map may."""
+not change, a broken map may. And they carry the divergence of all that is passed over."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ class Order:
 
     def looks(self) -> list[int]:
         """Numbers of items after which a look is taken; the last is all of them."""
-        total, least = len(self.items), FIRST if self.places is None else FIRST_FRAGILE
-        found, size = [], float(max(least, total / (8 if self.places is None else 16)))
+        total = len(self.items)
+        found, size = [], float(max(FIRST, total / (8 if self.places is None else 16)))
         while size * math.sqrt(GROWTH) < total:  # no small chunk at the end
             found.append(int(size))
             size *= GROWTH
