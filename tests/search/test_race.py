@@ -24,7 +24,7 @@ def test_the_most_fragile_are_read_first_and_some_by_chance() -> None:
     order = Order.by_fragility(fragility, 3)
     first = order.places[order.items[:200]]
     assert (fragility[np.argsort(order.places)] == np.sort(fragility)[::-1]).all()
-    assert (first < 200).mean() > 0.7 and (first > 500).sum() > 10, "so that a map that breaks everything is seen"
+    assert (first < 200).mean() > 0.5 and (first > 500).sum() > 30, "so that a map that breaks everything is seen"
     again, other = Order.by_fragility(fragility, 3), Order.by_fragility(fragility, 4)
     assert (again.items == order.items).all() and (other.items != order.items).any()
 
