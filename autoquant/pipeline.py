@@ -55,6 +55,9 @@ PROFILE, PRICE, STUDY, MAP = "profile.json", "price.json", "study.journal", "lay
 CHECKPOINT, REPORT, PAGE, SETTINGS = "checkpoint", "report.json", "report.html", "settings.yaml"
 FRONT, PICKS = "front.json", "picks"
 
+BUSY = 0.15
+"""`Price.unrest` from which on prices are not to be trusted."""
+
 
 def profile_stage(session: Session) -> Profile:
     """The profile, from `profile.json` if that was made from the same model, data and settings."""
@@ -226,6 +229,11 @@ def run_stages(session: Session) -> dict[str, Any]:
         say("2/5 price: bytes and milliseconds of each choice on this machine")
         price = price_stage(session)
     half = best_half(price)
+    if price.unrest > BUSY:
+        session.progress.note(
+            f"This machine was busy while it was timed: the same kernel's time varied by ±{price.unrest:.0%} from call to "
+            "call. What is said of speed is uncertain, and another map may be the fastest: search again on an idle machine."
+        )
     for base, ms in price.served_ms.items():
         if base not in price.layer_ms:
             session.progress.note(

@@ -1,13 +1,15 @@
 """Is what was shipped slower than the best uniform map? Finished run folders, every uniform map of their studies beside it.
 
 Of each run folder (of `autoquant search --out`, or `models.py --out`): the checkpoint that was shipped, and every map without
-quantization or with one scheme everywhere that was found feasible on the search split and did not fail to be certified, written
-as checkpoints, loaded by `autoquant.load`, each in a process of its own, in turns and in a new order each round. A map is slower
-when its ratio to the fastest of them, taken round by round, is above 1 by more than its own spread, and by 2% at least.
+quantization or with one scheme everywhere that was found feasible on the search split and diverges less than any map that
+failed to be certified. They are written as checkpoints, loaded by `autoquant.load`, each in a process of its own, in turns
+and in a new order each round. A map is slower when its ratio to the fastest of them, taken round by round, is above 1 by more
+than its own spread, and by 2% at least.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +33,13 @@ def uniform_maps(run: Path) -> dict[str, LayerMap]:
     """Label → map of all feasible uniform maps of the run's study."""
     report, price, profile = (read_json(run / name) for name in ("report.json", "price.json", "profile.json"))
     shipped = autoquant.read_layer_map(run)
+    searched = report["search"]["candidates"]
+    # What diverges more than a map that the certification data would not pass could not have been shipped either.
+    risky = min((c["divergence"] for c in searched if c["certified"] not in (None, "PASS")), default=math.inf)
     found = {}
-    for candidate in report["search"]["candidates"]:
+    for candidate in searched:
         label, base = candidate["label"], candidate["base_dtype"]
-        failed = candidate["certified"] not in (None, "PASS")
-        if not candidate["feasible"] or failed or candidate["origin"] != "enqueued":
+        if not candidate["feasible"] or candidate["divergence"] >= risky or candidate["origin"] != "enqueued":
             continue
         scheme = label if label in FLOAT_DTYPES else label.removeprefix("uniform ").split(" in ")[0]
         layers = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 
@@ -54,6 +55,21 @@ class Price:
     def bytes_of(self, base_dtype: str, layers: Mapping[str, str]) -> int:
         table = self.layer_bytes[base_dtype]
         return self.other_bytes[base_dtype] + sum(table[name][scheme] for name, scheme in layers.items())
+
+    @property
+    def unrest(self) -> float:
+        """How much the same kernel's time varies from call to call, as a share: median over all layers and schemes.
+
+        2 to 8% on machines without other work; NaN where it was not kept.
+        """
+        shares = [
+            self.layer_ms_noise[base][layer][scheme] / ms
+            for base, layers in self.layer_ms.items()
+            for layer, row in layers.items()
+            for scheme, ms in row.items()
+            if ms > 0 and scheme in self.layer_ms_noise.get(base, {}).get(layer, {})
+        ]
+        return median(shares) if shares else float("nan")
 
     def ms_of(self, base_dtype: str, layers: Mapping[str, str]) -> float:
         table = self.layer_ms[base_dtype]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,20 @@ def test_totals_add_up(priced: tuple[Price, dict[str, tuple[str, ...]]]) -> None
     floats = dict.fromkeys(schemes, "float32")
     whole = sum(row["float32"] for row in price.layer_ms["float32"].values()) + price.base_ms["float32"]
     assert price.ms_of("float32", floats) == pytest.approx(whole)
+
+
+def test_a_busy_machine_shows_in_the_spread_of_the_same_kernel(
+    priced: tuple[Price, dict[str, tuple[str, ...]]],
+) -> None:
+    price, _ = priced
+    times = {
+        base: {name: dict.fromkeys(row, 2.0) for name, row in table.items()} for base, table in price.layer_ms.items()
+    }
+
+    def unrest(share: float) -> float:
+        noise = {b: {n: dict.fromkeys(row, 2.0 * share) for n, row in table.items()} for b, table in times.items()}
+        return replace(price, layer_ms=times, layer_ms_noise=noise).unrest
+
+    assert unrest(0.05) == pytest.approx(0.05) and unrest(0.4) == pytest.approx(0.4)
+    assert 0 < price.unrest < math.inf
+    assert math.isnan(replace(price, layer_ms_noise={}).unrest)
