@@ -64,7 +64,8 @@ def test_every_command_of_the_readme_that_is_only_shown_is_a_real_one():
 def test_every_command_of_the_readme_runs(tmp_path):
     """The main job on the embedded model, as a stranger would run it; then what the README does with its result."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "AUTOQUANT_GRAPH": "1"}  # the other tests go without, see conftest
+    # The other tests go without graphs and without what is kept for later commands, see conftest.
+    environment = {**os.environ, "PATH": path, "AUTOQUANT_GRAPH": "1", "AUTOQUANT_STATE": str(tmp_path / "state")}
     for line in commands():
         done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode in ANSWERS.get(line.split()[1], (0,)), (
