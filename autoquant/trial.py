@@ -19,7 +19,7 @@ from autoquant.profile.fisher import divergence
 from autoquant.racing import Course, Figures, order_of
 from autoquant.search import Outcome
 from autoquant.search.problem import MOST_NOISE
-from autoquant.search.race import FIRST, Order
+from autoquant.search.race import Order
 from autoquant.session import Session
 from autoquant.tasks.base import Task, batches
 from autoquant.values import Price
@@ -124,16 +124,11 @@ class Judge:
         )
 
     def measure(self, base_dtype: str, layers: dict[str, str]) -> tuple[float, int]:
-        """(divergence of a map on the first chunks, of `FIRST` items at least; items read)."""
+        """(divergence of a map on the first chunk, items read)."""
         model = self.assemble(layers, base_dtype)
         self.against.forget()
-        kept: list[torch.Tensor | None] = list(self.base.reduced)
-        count = 0
-        for part, plan in zip(self.track.items, self.track.plans, strict=True):
-            self._read(model, plan, kept)
-            count += len(part)
-            if count >= FIRST:
-                break
+        self._read(model, self.track.plans[0], list(self.base.reduced))
+        count = len(self.track.items[0])
         return self._divergence(count), count
 
     def _race(self, model: nn.Module) -> Figures:
