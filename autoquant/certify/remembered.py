@@ -2,7 +2,7 @@
 
 They cost most of the time before a search, and do not depend on what is searched. They are kept in the state folder, under a
 hash of everything they depend on: the content of the model's files, the task with its data, shape, batch size, threads,
-processor and versions.
+processor, versions and this package's own sources.
 Nothing is kept of quantized checkpoints: each is measured anew, from its files, in a process of its own.
 """
 
@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def place_of(job: Mapping[str, Any]) -> Path | None:
     folder = state_folder()
     if folder is None or job.get("kind") != "evaluate" or not job["model"].get("float"):
         return None
-    versions = [importlib.metadata.version(name) for name in PACKAGES] + [content(SOURCE), content(SOURCE / "tasks")]
+    versions = [importlib.metadata.version(name) for name in PACKAGES] + [content(SOURCE, ("**/*.py", "**/*.c"))]
     machine = [processor(), cap(), os.environ.get("ATEN_CPU_CAPABILITY"), job["model"].get("device", "cpu")]
     task = {
         name: value for name, value in job["task"].items() if name not in ("data", "test_data")
@@ -78,10 +78,10 @@ def keep(place: Path | None, answer: Mapping[str, Any]) -> None:
             old.with_suffix(".npz").unlink(missing_ok=True)
 
 
-def content(folder: Path) -> str:
-    """16 hex digits over names and content of the files that a model is loaded from."""
+def content(folder: Path, patterns: Sequence[str] = FILES) -> str:
+    """16 hex digits over names and content of files; by default of those that a model is loaded from."""
     digest = hashlib.sha256()
-    for file in sorted({file for pattern in FILES for file in folder.glob(pattern)}):
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
         digest.update(str(file.relative_to(folder)).encode())
         with open(file, "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
