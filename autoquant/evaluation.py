@@ -130,7 +130,7 @@ def run_rows(
     Raises:
         NumericsError: the model gives NaN or infinity.
     """
-    device, size, done = _device(model), None, 0
+    device, size, done = device_of(model), None, 0
     left = [list(rows) for rows in plan]
     total = sum(map(len, left))
     with torch.inference_mode():
@@ -204,7 +204,7 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 def forward_call(model: nn.Module, task: Task, batch: Batch) -> Callable[[], None]:
     """One timed forward pass on `batch`, waiting for the device where there is one."""
-    device = _device(model)
+    device = device_of(model)
     batch = to_device(batch, device)
 
     def call() -> None:
@@ -216,7 +216,7 @@ def forward_call(model: nn.Module, task: Task, batch: Batch) -> Callable[[], Non
     return call
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")

@@ -296,7 +296,7 @@ def pick(session: Session, run: Path) -> dict[str, Any]:
     certification = session.task.items("certification")
     found = []
     for value in artifacts.read_json(run / FRONT)["maps"]:
-        known = {name: value[name] for name in Candidate.__dataclass_fields__}
+        known = {name: value[name] for name in Candidate.__dataclass_fields__ if name in value}
         margin = expected_margin(known["drop"], known["error"], known["items"], certification, session.budget)
         found.append(Candidate(**{**known, "margin": margin}))
     session.search_items = 0

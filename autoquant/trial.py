@@ -6,17 +6,19 @@ model's outputs are computed once; quantized weights are cached by the assembler
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from autoquant.divergence import Divergence
+from autoquant.errors import NumericsError
 from autoquant.evaluation import Evaluation, evaluate_further, evaluate_split, forward_call, time_models
-from autoquant.profile.fisher import divergence
 from autoquant.racing import Course, Figures, order_of
+from autoquant.replay import Replay
 from autoquant.search import Outcome
 from autoquant.search.problem import MOST_NOISE
 from autoquant.search.race import Order
@@ -24,50 +26,8 @@ from autoquant.session import Session
 from autoquant.tasks.base import Task, batches
 from autoquant.values import Price
 
-KEPT_OUTPUTS = 512 * 2**20
-"""Bytes of float outputs kept to measure the divergence of each trial; batches beyond are judged by the metric alone."""
 Plan = list[list[int]]
 """Rows of each batch."""
-
-
-@dataclass
-class Divergence:
-    """The float model's outputs by row, and the mean divergence of a model from them."""
-
-    task: Task
-    room: int = KEPT_OUTPUTS
-    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
-    found: dict[int, tuple[float, int]] = field(default_factory=dict)
-    """Row → (sum of its divergences, number of its outputs)."""
-
-    def keep(self, rows: list[int], output: torch.Tensor, batch: Any) -> None:
-        size = output.numel() * output.element_size()
-        if self.room >= size or not self.outputs:
-            self.room -= size
-            self.outputs.update(zip(rows, output, strict=True))
-
-    def compare(self, rows: list[int], output: torch.Tensor, batch: Any) -> None:
-        mask = self.task.mask(batch) if self.task.positions else None
-        for place, row in enumerate(rows):
-            reference = self.outputs.get(row)
-            if reference is None or reference.shape != output[place].shape:
-                continue
-            nats = divergence(output[place : place + 1], reference[None], self.task.output_kind)
-            nats = nats if mask is None else nats[mask[place : place + 1]]
-            self.found[row] = nats.sum().item(), nats.numel()
-
-    def forget(self) -> None:
-        """What was compared, of a map that failed half way, too."""
-        self.found.clear()
-
-    def mean(self, weights: Mapping[int, float] | None = None) -> float:
-        """Of all that was compared since `forget`.
-
-        Args:
-            weights: row → what it counts; rows that are not named count once.
-        """
-        weighted = [(1.0 if weights is None else weights.get(row, 1.0), *one) for row, one in self.found.items()]
-        return sum(w * nats for w, nats, _ in weighted) / max(1e-9, sum(w * count for w, _, count in weighted))
 
 
 @dataclass
@@ -95,6 +55,7 @@ class Judge:
     Attributes:
         base: the float32 model on the whole split.
         milliseconds: measures a model's latency, in the price's milliseconds, and its noise as a share.
+        replay: runs one-layer maps on the first chunk.
         priced: predicts the latency of a map instead, where this is not the hardware that is searched for.
     """
 
@@ -105,6 +66,7 @@ class Judge:
     assemble: Callable[[dict[str, str], str], nn.Module]
     milliseconds: Callable[[nn.Module], tuple[float, float]]
     notify: Callable[[str], None]
+    replay: Replay
     priced: Callable[[str, Mapping[str, str]], float] | None = None
 
     def __call__(self, base_dtype: str, layers: dict[str, str]) -> Outcome:
@@ -112,24 +74,33 @@ class Judge:
         model = self.assemble(layers, base_dtype)
         self.against.forget()
         found = self._race(model)
+        divergence, error = self._divergence(found.items)
         ms, noise = (self.priced(base_dtype, layers), MOST_NOISE) if self.priced else self.milliseconds(model)
         return Outcome(
             drop=found.drop,
             error=found.error,
             margin=found.margin,
-            divergence=self._divergence(found.items),
+            divergence=divergence,
+            divergence_error=error,
             ms=ms,
             noise=noise,
             items=found.items,
         )
 
     def measure(self, base_dtype: str, layers: dict[str, str]) -> tuple[float, int]:
-        """(divergence of a map on the first chunk, items read)."""
-        model = self.assemble(layers, base_dtype)
+        """(divergence of a map on the first chunk, items read).
+
+        Raises:
+            NumericsError: it is NaN or infinite.
+        """
         self.against.forget()
-        self._read(model, self.track.plans[0], list(self.base.reduced))
+        for rows, output, batch in self.replay.outputs(base_dtype, layers):
+            self.against.compare(rows, output, batch)
         count = len(self.track.items[0])
-        return self._divergence(count), count
+        found, _ = self._divergence(count)
+        if not math.isfinite(found):
+            raise NumericsError(f"The divergence of a one-layer map of {base_dtype} is not finite.")
+        return found, count
 
     def _race(self, model: nn.Module) -> Figures:
         kept: list[torch.Tensor | None] = list(self.base.reduced)
@@ -149,12 +120,14 @@ class Judge:
             notify=self.notify,
         )  # fmt: skip
 
-    def _divergence(self, count: int) -> float:
-        """Of the whole split, from its first `count` items: each stands for those that were passed over, too."""
+    def _divergence(self, count: int) -> tuple[float, float]:
+        """Of the whole split, and its error, from the first `count` items: each stands for those passed over, too."""
         order, task = self.course.order, self.course.task
         if task.rows("search") != task.items("search"):
             return self.against.mean()
-        return self.against.mean(dict(zip(order.items[:count].tolist(), order.weights(count), strict=True)))
+        weights = order.weights(count)
+        weights *= len(order.items) / weights.sum()  # what they stand for together is the split
+        return self.against.mean(dict(zip(order.items[:count].tolist(), weights, strict=True)))
 
 
 def make_judge(session: Session, price: Price, update: Callable[[int, int], None]) -> Judge:
@@ -187,7 +160,9 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
         return ms, times["map"][1] / times["map"][0]
 
     course = Course(task, session.budget, base.values, order)
-    return Judge(course, track, base, against, session.assembler.assemble, milliseconds, session.progress.note)
+    names = [layer.name for layer in session.inventory.layers]
+    replay = Replay(task, track.plans[0], names, session.assembler.assemble)
+    return Judge(course, track, base, against, session.assembler.assemble, milliseconds, session.progress.note, replay)
 
 
 def expected_minutes(session: Session, judge: Judge) -> float:

@@ -29,7 +29,7 @@ RANKS = (
     {"profile", "price", "search", "checkpoint", "exports", "certify", "bench", "report"},
     {"settings", "catalogue"},
     {"session"},
-    {"layer_maps", "racing", "reuse"},
+    {"divergence", "layer_maps", "racing", "replay", "reuse"},
     {"trial", "fresh"},
     {"finals", "power"},
     {"certification"},

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from autoquant.certify.judge import judge
+from autoquant.divergence import Divergence
 from autoquant.racing import expected_margin
 from autoquant.search import Outcome
-from autoquant.search.race import FIRST
+from autoquant.search.race import FIRST, Order
 from autoquant.session import Progress
 from autoquant.tasks.base import Batch, Task
 from autoquant.trial import Judge, make_judge
@@ -67,6 +68,7 @@ def judge_of(wrong: int, budget: Budget, race: bool = False, task: Task | None =
         settings=SimpleNamespace(eval_batch_size=32, trials=1, seed=0, race=race), batch_size=2, task=task or Sign(),
         budget=budget, model=Threshold(0), seq_len=None, progress=Progress(quiet=True),
         assembler=SimpleNamespace(assemble=lambda layers, base: Threshold(wrong)), runtime=SimpleNamespace(rest_seconds=0.0),
+        inventory=SimpleNamespace(layers=()),
     )  # fmt: skip
     price: Any = SimpleNamespace(model_ms={"float32": 1.0})
     return make_judge(session, price, lambda done, total: None)
@@ -159,3 +161,23 @@ def test_a_map_that_fails_half_way_leaves_nothing_to_the_next() -> None:
     first = judged("float32", {}).divergence
     judged.against.found[0] = 1e9, 7  # as a map leaves them that raised
     assert judged("float32", {}).divergence == first > 0
+
+
+def test_the_error_of_a_divergence_is_what_other_items_would_have_given() -> None:
+    """Over many orders of the items, a mean from some is off by what its error says."""
+    rng, task = np.random.default_rng(0), Sign()
+    nats = rng.lognormal(size=ROWS)
+    off, errors = [], []
+    for seed in range(400):
+        order = Order.by_fragility(-nats + rng.normal(size=ROWS), seed) if seed % 2 else Order.by_chance(ROWS, seed)
+        count = 60
+        weights = order.weights(count)
+        weights *= ROWS / weights.sum()
+        rows = order.items[:count].tolist()
+        judged = Divergence(task, found={row: (nats[row], 1) for row in rows})
+        mean, error = judged.mean(dict(zip(rows, weights, strict=True)))
+        off.append(mean - nats.mean())
+        errors.append(error)
+    assert 0.7 < np.sqrt(np.mean(np.square(errors)) / np.mean(np.square(off))) < 1.4
+    everything = Divergence(task, found={row: (nats[row], 1) for row in range(ROWS)})
+    assert everything.mean() == (pytest.approx(nats.mean()), 0.0) and Divergence(task).mean() == (0.0, 0.0)

@@ -67,6 +67,7 @@ class CandidateSummary(TypedDict):
     bytes: int | None
     drop: float | None
     divergence: NotRequired[float | None]
+    divergence_error: NotRequired[float | None]
     predicted_divergence: NotRequired[float | None]
     saving: NotRequired[float | None]
     feasible: NotRequired[bool | None]

@@ -18,7 +18,7 @@ from autoquant.search.problem import Problem
 from autoquant.search.refine import Measure, refine_if_off
 from autoquant.search.storages import patiently
 
-FIGURES = ("drop", "error", "margin", "divergence", "ms", "noise", "items")
+FIGURES = ("drop", "error", "margin", "divergence", "divergence_error", "ms", "noise", "items")
 """What is kept of an `Outcome` as user attributes of its trial."""
 BEGUN = "begun"
 """User attribute of a trial: the worker that has begun to evaluate its map."""
@@ -26,7 +26,8 @@ BEGUN = "begun"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What evaluating a map gave. `margin` ≤ 0: it is expected to be certified; `noise`: of `ms`, as a share of it."""
+    """What evaluating a map gave. `margin` ≤ 0: it is expected to be certified; `noise`: of `ms`, as a share of it;
+    `divergence_error`: how far the divergence of the whole split may be from that of the items read, a standard error."""
 
     drop: float
     error: float
@@ -35,6 +36,7 @@ class Outcome:
     ms: float
     items: int
     noise: float = 0.0
+    divergence_error: float = 0.0
 
 
 Evaluate = Callable[[str, dict[str, str]], Outcome]

@@ -38,6 +38,7 @@ class Seen:
         predicted: the divergence that the profile's scores add up to.
         over: largest share by which a cap is exceeded; 0 or less is within all caps.
         proposed: not one of the maps that every search begins with.
+        divergence_error: standard error of the divergence, of a map of which not all items were read.
     """
 
     base: str
@@ -50,6 +51,7 @@ class Seen:
     ms: float = float("nan")
     over: float = 0.0
     proposed: bool = True
+    divergence_error: float = 0.0
 
 
 class Exhausted(Exception):  # noqa: N818
@@ -113,7 +115,8 @@ def seen_of(problem: Problem, base: str, choice: Choice, attrs: Mapping[str, Any
     saving = problem.saving(attrs["ms"], attrs["bytes"])
     figures = (attrs["margin"], attrs["divergence"], attrs["predicted_divergence"], attrs["drop"], attrs["ms"])
     over = problem.over(attrs["ms"], attrs["bytes"])
-    return Seen(base, choice, saving, *figures, over, attrs.get("origin") != "enqueued")
+    proposed, error = attrs.get("origin") != "enqueued", attrs.get("divergence_error", 0.0)
+    return Seen(base, choice, saving, *figures, over, proposed, error)
 
 
 def seen_trials(problem: Problem, study: optuna.Study) -> list[Seen]:

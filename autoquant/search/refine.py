@@ -1,8 +1,9 @@
 """When the surrogate is off, a few one-layer divergences are measured exactly instead of predicted.
 
-Off: the divergence of a map is not within `TRUSTED` times of what profile and corrections predicted before it was seen. Only
-pairs of a group and a scheme that matter next are measured: those in which the maps proposed just below, at and just
-above the allowance differ, and those that the map owes most of its divergence to.
+Off: the divergence of a map is not within `TRUSTED` times of what profile and corrections predicted before it was seen, by more
+than its standard error, which it has if the race ended before all items were read. Only pairs of a group and a scheme that
+matter next are measured: those in which the maps proposed just below, at and just above the allowance differ, and those that
+the map owes most of its divergence to.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def refine_if_off(problem: Problem, study: optuna.Study, last: Seen, measure: Me
     predicted = predict(now, before, last)
     if not any(last.choice) or predicted <= 0 or last.divergence <= 0:
         return {}
-    ratio = last.divergence / predicted
-    if TRUSTED[0] <= ratio <= TRUSTED[1]:
+    ratio, error = last.divergence / predicted, last.divergence_error / predicted
+    if TRUSTED[0] - error <= ratio <= TRUSTED[1] + error:
         return {}
     read = 0
     found: dict[str, dict[str, float]] = {}

@@ -18,7 +18,8 @@ class Candidate:
         saving: the objective: how many times better than float32 (1 is no better).
         drop, error: paired drop on the search split and its standard error.
         margin: what the certified bound is expected to be, less the budget; feasible when ≤ 0.
-        divergence, predicted_divergence: of the model's output (nats, or half the squared distance).
+        divergence, predicted_divergence: of the model's output (nats, or half the squared distance); `divergence_error`: standard
+            error of what was measured, where not all items were read.
         items: that it was judged by: fewer than the split has where the race was decided before.
         within_cap: it keeps to --max-mb and --max-ms, where they are given.
         state: complete, failed or skipped (it could not beat the best by its price); `reason` says why.
@@ -39,6 +40,7 @@ class Candidate:
     error: float = float("nan")
     margin: float = float("nan")
     divergence: float = float("nan")
+    divergence_error: float = 0.0
     predicted_divergence: float = float("nan")
     items: int = 0
     seconds: float = 0.0

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from autoquant.search import items_read, open_study, run_search
-from autoquant.search.ledger import as_refined, refined
-from autoquant.search.refine import EVENT, PAIRS
+from autoquant.search.ledger import Seen, as_refined, refined
+from autoquant.search.refine import EVENT, PAIRS, refine_if_off
 from tests import synthetic
 from tests.synthetic import Judge
 
@@ -63,3 +64,23 @@ def test_what_was_measured_is_there_after_a_restart(tmp_path: Path) -> None:
     judged, study, *_ = searched(theta, tmp_path / "journal")
     again = open_study(tmp_path / "journal", judged.problem, "surrogate", 0)
     assert refined(again) == refined(study) != {}
+
+
+def test_what_the_items_not_read_explain_is_not_acted_on(tmp_path: Path) -> None:
+    problem = synthetic.make(6, bases=("float32",))
+    study = open_study(tmp_path / "journal", problem, "surrogate", 0)
+    choice = (3,) * 6
+    predicted = problem.score(choice)
+    asked: list[str] = []
+
+    def measure(base: str, layers: dict[str, str]) -> tuple[float, int]:
+        asked.append(base)
+        return 0.1, 64
+
+    seen = Seen("float32", choice, 2.0, -0.1, 1.4 * predicted, predicted)
+    assert refine_if_off(problem, study, replace(seen, divergence_error=0.2 * predicted), measure) == {} and not asked
+    for error in (0.0, 0.1 * predicted):
+        assert refine_if_off(problem, study, replace(seen, divergence_error=error), measure)[EVENT][
+            "ratio"
+        ] == pytest.approx(1.4)
+    assert asked
