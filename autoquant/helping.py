@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from autoquant import artifacts
 from autoquant.errors import FolderError
-from autoquant.pipeline import PRICE, PROFILE, problem_of, profile_stage, search_fingerprint, study_place
+from autoquant.measured import PRICE, PROFILE, profile_stage
 from autoquant.search import STUDY_NAME, join_study, work
+from autoquant.searching import problem_of, search_fingerprint, study_place
 from autoquant.session import Session
 from autoquant.trial import make_judge
 from autoquant.values import Price

@@ -17,7 +17,7 @@ from autoquant.artifacts import atomic
 from autoquant.evaluation import evaluate_split
 from autoquant.fragility import fragility
 from autoquant.layer_maps import input_absmax
-from autoquant.pipeline import profile_stage
+from autoquant.measured import profile_stage
 from autoquant.profile.fisher import divergence
 from autoquant.session import Progress, Session
 from autoquant.settings import Settings

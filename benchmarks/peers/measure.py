@@ -53,7 +53,7 @@ def build(setting: Setting, model: Model, name: str, kind: str, threads: int) ->
     return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in WEIGHTS)
 
 
-WEIGHTS = (".safetensors", ".pt", ".onnx", ".xml", ".bin")
+WEIGHTS = (".safetensors", ".pt", ".pt2", ".onnx", ".xml", ".bin")
 """Files that hold the model; a tokenizer is served with every engine alike."""
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import artifacts
-from autoquant.pipeline import price_stage, problem_of, profile_stage
+from autoquant.measured import price_stage, profile_stage
 from autoquant.search import Outcome, Problem
 from autoquant.search.race import Order
+from autoquant.searching import problem_of
 from autoquant.session import Progress, Session
 from autoquant.settings import Settings
 from autoquant.trial import Judge, Track, make_judge

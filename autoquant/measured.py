@@ -1,0 +1,61 @@
+"""The first two stages, each kept as a file of the run folder that a later run takes up again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from autoquant import artifacts
+from autoquant.layer_maps import input_absmax
+from autoquant.price import measure_price
+from autoquant.profile import measure_profile
+from autoquant.session import Session
+from autoquant.values import Price, Profile
+
+PROFILE, PRICE = "profile.json", "price.json"
+
+
+def profile_stage(session: Session) -> Profile:
+    """The profile, from `profile.json` if that was made from the same model, data and settings."""
+    s = session.settings
+    made_from = session.stage_fingerprint(
+        "profile", sorted({n for names in session.allowed.values() for n in names}), s.seed, s.gradient
+    )
+    path = session.folder / PROFILE
+    if (value := session.resume_from(path, made_from)) is not None:
+        profile = Profile.from_dict(value)
+        session.assembler.input_absmax.update(input_absmax(profile))
+        return profile
+    with session.progress.bar("profile", "batch") as update:
+        profile = measure_profile(
+            session.model, session.task, session.inventory, session.assembler, session.allowed,
+            batch_size=min(16, s.eval_batch_size), seed=s.seed, gradient=s.gradient, progress=update,
+        )  # fmt: skip
+    profile = replace(profile, fingerprint=made_from)
+    artifacts.write_json(path, profile.to_dict())
+    return profile
+
+
+def price_stage(session: Session) -> Price:
+    """Bytes and milliseconds, from `price.json` if that was made on this hardware at this shape."""
+    shape = (
+        session.batch_size,
+        session.seq_len,
+        torch.get_num_threads(),
+        session.runtime.description(),
+        session.base_dtypes,
+    )
+    made_from = session.stage_fingerprint("price", session.allowed, shape)
+    path = session.folder / PRICE
+    if (value := session.resume_from(path, made_from)) is not None:
+        return Price.from_dict(value)
+    with session.progress.bar("price", "kernel") as update:
+        price = measure_price(
+            session.model, session.task, session.inventory, session.assembler, session.allowed, session.base_dtypes,
+            batch_size=session.batch_size, seq_len=session.seq_len, progress=update,
+        )  # fmt: skip
+    choice = session.runtime_choice
+    price = replace(price, fingerprint=made_from, runtime_choice=None if choice is None else choice.to_dict())
+    artifacts.write_json(path, price.to_dict())
+    return price
