@@ -40,12 +40,14 @@ class Found:
         module: takes the batches of the task, gives logits; timed and judged as it is.
         evaluations: of the metric on the whole search split.
         size: bytes of the weights on disk.
+        certifying: seconds of the search that measured and judged models on the certification split.
     """
 
     module: nn.Module
     evaluations: float
     size: int
     said: str = ""
+    certifying: float = 0.0
 
 
 def autoquant_search(source: Source, folder: Path, threads: int) -> Found:
@@ -70,6 +72,7 @@ def autoquant_search(source: Source, folder: Path, threads: int) -> Found:
         report["search"]["full_evaluations"],
         size,
         f"{report['verdict']}; s: {stages}",
+        certifying=report["stages"]["power"] + report["stages"]["certify"],
     )
 
 

@@ -31,7 +31,9 @@ def main(job: dict[str, object]) -> None:
         folder, source = Path(str(job["folder"])), Source(MODEL, Path(str(job["model"])), Path(str(job["data"])))
         folder.mkdir(parents=True, exist_ok=True)
         found = TOOLS[str(job["tool"])](source, folder, int(str(job["threads"])))
-        send({"evaluations": found.evaluations, "bytes": found.size, "said": found.said})
+        send(
+            {"evaluations": found.evaluations, "bytes": found.size, "said": found.said, "certifying": found.certifying}
+        )
         np.save(folder / "values.npy", item_values(found, source))
         send({"judged": True})
         example = source.task.example(BATCH, LENGTH)

@@ -11,30 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
-from search.postgres import missing, server
-from test_end_to_end import arguments, labelled
 
 from autoquant.cli import main
 from autoquant.search import join_study
+from tests.jobs import arguments
+from tests.search.postgres import missing, server
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("workers")
-
-
-@pytest.fixture(scope="module")
-def model(workplace: Path) -> Path:
-    return tiny.bert_classifier(workplace / "model")
-
-
-@pytest.fixture(scope="module")
-def data(workplace: Path, model: Path) -> Path:
-    return labelled(workplace, model)
 
 
 def workers_of(run: Path) -> list[int]:

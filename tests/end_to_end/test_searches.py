@@ -14,50 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import yaml
 from safetensors import safe_open
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 import autoquant
 from autoquant import finals
 from autoquant.cli import main
+from tests import tiny
+from tests.jobs import arguments
 
 pytestmark = pytest.mark.slow
-
-
-def labelled(folder: Path, model: Path, count: int = 400) -> Path:
-    """Texts with the labels that the float model itself gives: its accuracy is 1."""
-    texts = tiny.texts(count)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    network = AutoModelForSequenceClassification.from_pretrained(model).eval()
-    with torch.inference_mode():
-        batch = tokenizer(texts, padding=True, return_tensors="pt")
-        labels = network(**batch).logits.argmax(-1).tolist()
-    path = folder / "texts.csv"
-    path.write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in zip(texts, labels, strict=True)), encoding="utf8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("end-to-end")
-
-
-@pytest.fixture(scope="module")
-def model(workplace: Path) -> Path:
-    return tiny.bert_classifier(workplace / "model")
-
-
-@pytest.fixture(scope="module")
-def data(workplace: Path, model: Path) -> Path:
-    return labelled(workplace, model)
-
-
-def arguments(model: Path, data: Path, out: Path, *more: str) -> list[str]:
-    return ["search", str(model), "--task", "classification", "--data", str(data), "--out", str(out), "--objective", "memory",
-            "--budget", "0.2", "--trials", "8", "--threads", "1", *more]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
