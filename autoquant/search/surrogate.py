@@ -13,6 +13,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, lil_matrix
 
+from autoquant.search.hushed import hushed
 from autoquant.search.problem import Choice, Problem
 
 PRIOR_DEVIATION = 0.6
@@ -127,13 +128,14 @@ def _knapsack(
     if region is not None:
         constraints.append(LinearConstraint(picked([region.centre]), len(sizes) - region.radius, np.inf))
     flat_cost = np.concatenate(costs)
-    result = milp(
-        flat_cost / max(float(np.abs(flat_cost).max()), 1e-30),
-        constraints=constraints,
-        integrality=np.ones(total),
-        bounds=Bounds(0, 1),
-        options={"time_limit": time_limit, "mip_rel_gap": 1e-6},
-    )
+    with hushed():
+        result = milp(
+            flat_cost / max(float(np.abs(flat_cost).max()), 1e-30),
+            constraints=constraints,
+            integrality=np.ones(total),
+            bounds=Bounds(0, 1),
+            options={"time_limit": time_limit, "mip_rel_gap": 1e-6},
+        )
     if result.x is None:
         return None
     return tuple(int(np.argmax(result.x[starts[g] : starts[g + 1]])) for g in range(len(sizes)))

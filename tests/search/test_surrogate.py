@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from autoquant.search import surrogate
 from autoquant.search.problem import Choice, Problem
 from autoquant.search.surrogate import PRIOR_DEVIATION, fit_theta, solve
 from tests import synthetic
@@ -108,3 +111,23 @@ def test_one_sum_is_shared_out_and_predicts_itself_afterwards() -> None:
 def test_absurd_observations_give_finite_corrections(observed: float) -> None:
     problem = synthetic.make(3)
     assert np.isfinite(fit_theta(problem, [(1, 1, 1)], [observed], [0.0])).all()
+
+
+def test_debugging_of_the_solver_stays_out_of_the_output(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """It is C's own stdout that is printed to, which is flushed when the process ends."""
+    solved = surrogate.milp
+
+    def chatty(*args: Any, **options: Any) -> Any:
+        libc = ctypes.CDLL(None)
+        libc.puts(b"HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();")
+        libc.puts(b"something else")
+        print("and Python's", flush=True)
+        return solved(*args, **options)
+
+    monkeypatch.setattr(surrogate, "milp", chatty)
+    print("before")
+    assert solve(synthetic.make(4), "bfloat16", math.inf) is not None
+    print("after")
+    said = capfd.readouterr().out.splitlines()
+    assert said[0] == "before" and said[-1] == "after" and not any("Highs" in line for line in said)
+    assert {"something else", "and Python's"} < set(said)
