@@ -12,6 +12,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import ROOT, need, parser, table, write
-from benchmarks.wallclock.tools import BATCH, LENGTH, MODEL, TOOLS
+from benchmarks.wallclock.tools import BATCH, JOBS, TOOLS
 
 
 class Process:
     """A process of `worker.py`."""
 
     def __init__(self, tool: str, python: str, args: Any) -> None:
-        self.folder = (args.work / tool).resolve()
+        self.folder, self.patience = (args.work / args.job / tool).resolve(), args.patience
         self.folder.mkdir(parents=True, exist_ok=True)
         job = {
-            "tool": tool, "model": str(args.models / MODEL.name), "data": str(args.data.resolve()),
-            "folder": str(self.folder / "run"), "threads": args.threads,
+            "job": args.job, "tool": tool, "model": str(args.models / JOBS[args.job].model.name),
+            "data": str(args.data.resolve()), "folder": str(self.folder / "run"), "threads": args.threads,
         }  # fmt: skip
         environment = {
             **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1",
@@ -45,8 +46,14 @@ class Process:
 
     def answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
+        given_up = threading.Timer(self.patience, self.process.kill)
+        given_up.start()
         line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": f"the process ended with code {self.process.wait()}"}
+        late = given_up.finished.is_set()
+        given_up.cancel()
+        if line:
+            return json.loads(line)
+        return {"error": f"no answer in {self.patience:.0f} s" if late else f"it ended with code {self.process.wait()}"}
 
     def round(self) -> float:
         assert self.process.stdin is not None
@@ -61,6 +68,8 @@ class Process:
 
 def main() -> None:
     arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--job", default="minilm-sst2", choices=list(JOBS), help="model and task")
+    arguments.add_argument("--patience", type=float, default=3600.0, help="seconds until a tool is given up")
     arguments.add_argument("--tools", nargs="+", default=list(TOOLS), choices=list(TOOLS), help="float32 always runs")
     arguments.add_argument("--python", nargs="*", default=[], metavar="TOOL=PATH", help="a tool's own environment")
     arguments.add_argument("--rounds", type=int, default=11, help="timed rounds of what was shipped")
@@ -72,9 +81,8 @@ def main() -> None:
         help="of files and logs; a folder anew each time",
     )
     args = arguments.parse_args()
-    need(
-        args.models / MODEL.name, *(args.data / str(name) for name in (MODEL.judges[0].data, MODEL.judges[0].test_data))
-    )
+    model, length = JOBS[args.job].model, JOBS[args.job].length
+    need(args.models / model.name, *(args.data / n for n in (model.judges[0].data, model.judges[0].test_data) if n))
     pythons = dict(pair.split("=", 1) for pair in args.python)
     running: dict[str, Process] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -112,7 +120,8 @@ def main() -> None:
     finally:
         for process in running.values():
             process.stop()
-    print(f"\n{MODEL.name}, budget 0.01, {args.threads} threads; ms of {BATCH} × {LENGTH} tokens\n")
+    rows_of = f"{BATCH} × {length} tokens" if length else f"{BATCH} images"
+    print(f"\n{model.name}, budget 0.01, {args.threads} threads; ms of {rows_of}\n")
     print(
         table(
             rows.values(), ["tool", "seconds", "uncertified", "evaluations", "drop", "ms", "±", "MB", "said", "error"]

@@ -7,7 +7,7 @@ certification split, which the other tools do not; afterwards every tool's model
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers.models import Judge, Model, Source
+from benchmarks.peers.models import MODELS, Judge, Model, Source
 
-MODEL = Model(
+BATCH = 8
+"""Rows of the calls that are timed, and that autoquant's prices are measured with."""
+BUDGET = 0.01
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model to be searched.
+
+    Attributes:
+        length: tokens of a row in the calls that are timed; None for images.
+    """
+
+    model: Model
+    length: int | None = None
+
+
+SST2 = Model(
     "minilm-sst2",
     "AutoModelForSequenceClassification",
     "logits",
@@ -27,9 +44,7 @@ MODEL = Model(
     (Judge("classification", "sst2/dev.tsv", "sst2/test.tsv", {"text": 0, "label": 1}),),
     items=1600,
 )
-BATCH, LENGTH = 8, 32
-"""Of the calls that are timed, and that autoquant's prices are measured with."""
-BUDGET = 0.01
+JOBS = {"minilm-sst2": Job(SST2, 32), "dinov2-cifar10": Job(replace(MODELS["dinov2-cifar10"], items=1200))}
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,7 @@ class Found:
     certifying: float = 0.0
 
 
-def autoquant_search(source: Source, folder: Path, threads: int) -> Found:
+def autoquant_search(source: Source, folder: Path, threads: int, length: int | None) -> Found:
     """All stages, with certification."""
     import autoquant
     from autoquant import pipeline
@@ -60,9 +75,10 @@ def autoquant_search(source: Source, folder: Path, threads: int) -> Found:
     judge = source.model.judges[0]
     settings = Settings(
         model=str(source.folder), task=judge.task, data=str(source.data / str(judge.data)),
-        test_data=str(source.data / str(judge.test_data)), columns=dict(judge.columns), seed=source.seed, threads=threads,
+        test_data=str(source.data / judge.test_data) if judge.test_data else None,
+        columns=dict(judge.columns), seed=source.seed, threads=threads,
         sizes={"calibration": 64, "search": source.model.items // 2, "certification": source.model.items},
-        batch_size=BATCH, seq_len=LENGTH, budget=BUDGET,
+        batch_size=BATCH, seq_len=length, budget=BUDGET,
     )  # fmt: skip
     report = pipeline.run(Session(settings, folder, Progress(quiet=True)))
     stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in report["stages"].items())
@@ -76,7 +92,7 @@ def autoquant_search(source: Source, folder: Path, threads: int) -> Found:
     )
 
 
-def nncf_control(source: Source, folder: Path, threads: int) -> Found:
+def nncf_control(source: Source, folder: Path, threads: int, length: int | None) -> Found:
     """OpenVINO: NNCF's `quantize_with_accuracy_control`; what stays float is computed in bfloat16, its default here."""
     import openvino
 
@@ -92,10 +108,10 @@ def nncf_control(source: Source, folder: Path, threads: int) -> Found:
     return Found(AsModule(OvServed(compiled), source), len(seen), (folder / "model.bin").stat().st_size)
 
 
-def inc_autotune(source: Source, folder: Path, threads: int) -> Found:
+def inc_autotune(source: Source, folder: Path, threads: int, length: int | None) -> Found:
     """Intel Neural Compressor 3: `autotune` over its own set of static int8 configurations, compiled.
 
-    Its budget is a share of the metric: here 0.01 of some 0.88, a little less than the others'.
+    Its budget is a share of the metric: of accuracies below 1 a little less than the others'.
     """
     from neural_compressor.common.base_tuning import TuningConfig
     from neural_compressor.torch.export import export
@@ -121,7 +137,7 @@ def inc_autotune(source: Source, folder: Path, threads: int) -> Found:
     found = autotune(exported, tuning, judge, run_fn=run, example_inputs=inputs)
     torch.save(found.state_dict(), folder / "state.pt")
     compiled = Ordered(torch.compile(found, dynamic=True), source, autocast=True)
-    example = source.task.example(BATCH, LENGTH)
+    example = source.task.example(BATCH, length)
     with torch.no_grad():
         source.task.forward(compiled, example)  # compiled once, within the search's time: without that it serves nobody
     return Found(compiled, len(seen), (folder / "state.pt").stat().st_size)
@@ -140,7 +156,7 @@ class Ordered(nn.Module):
         return (found[0] if isinstance(found, tuple | list) else found).float()
 
 
-def float_model(source: Source, folder: Path, threads: int) -> Found:
+def float_model(source: Source, folder: Path, threads: int, length: int | None) -> Found:
     """The float32 model, as transformers runs it."""
     from autoquant.models.loading import load_model
 
@@ -148,7 +164,7 @@ def float_model(source: Source, folder: Path, threads: int) -> Found:
     return Found(load_model(str(source.folder), source.model.auto_class).model, 0, size)
 
 
-TOOLS: dict[str, Callable[[Source, Path, int], Found]] = {
+TOOLS: dict[str, Callable[[Source, Path, int, int | None], Found]] = {
     "float32": float_model,
     "autoquant": autoquant_search,
     "nncf-accuracy-control": nncf_control,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers.models import Source
-from benchmarks.wallclock.tools import BATCH, LENGTH, MODEL, TOOLS, item_values
+from benchmarks.wallclock.tools import BATCH, JOBS, TOOLS, item_values
 
 CALLS = 5
 """Of a round, whose time is their median."""
@@ -28,15 +28,16 @@ def main(job: dict[str, object]) -> None:
 
     try:
         torch.set_num_threads(int(str(job["threads"])))
-        folder, source = Path(str(job["folder"])), Source(MODEL, Path(str(job["model"])), Path(str(job["data"])))
+        folder, what = Path(str(job["folder"])), JOBS[str(job["job"])]
+        source = Source(what.model, Path(str(job["model"])), Path(str(job["data"])))
         folder.mkdir(parents=True, exist_ok=True)
-        found = TOOLS[str(job["tool"])](source, folder, int(str(job["threads"])))
+        found = TOOLS[str(job["tool"])](source, folder, int(str(job["threads"])), what.length)
         send(
             {"evaluations": found.evaluations, "bytes": found.size, "said": found.said, "certifying": found.certifying}
         )
         np.save(folder / "values.npy", item_values(found, source))
         send({"judged": True})
-        example = source.task.example(BATCH, LENGTH)
+        example = source.task.example(BATCH, what.length)
         for _line in sys.stdin:
             times = []
             with torch.inference_mode():

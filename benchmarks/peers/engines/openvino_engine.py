@@ -5,6 +5,7 @@ Weights that stay float are stored as float16, except in the float32 row; `hint`
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,13 +120,19 @@ def state_name(name: str) -> str:
 def convert(source: Source, kind: str) -> Any:
     """The float32 graph with the names of `export.names`; for decoding, the cache is made a state of the graph."""
     import openvino
+    from openvino.frontend import OpConversionFailure
     from openvino.passes import MakeStateful, Manager
 
-    from benchmarks.peers.engines.export import names, traceable
+    from benchmarks.peers.engines.export import export_onnx, names, traceable
 
     module, inputs = traceable(source, kind, beams=True)
     names_in, names_out = names(source, kind, len(inputs), beams=True)
-    graph = openvino.convert_model(module, example_input=inputs)
+    try:
+        graph = openvino.convert_model(module, example_input=inputs)
+    except OpConversionFailure:  # its reader of torch's graphs lacks an operation; its reader of ONNX may have it
+        with tempfile.TemporaryDirectory() as scratch:
+            export_onnx(source, kind, Path(scratch) / "model.onnx")
+            graph = openvino.convert_model(Path(scratch) / "model.onnx")
     for item, name in (*zip(graph.inputs, names_in, strict=True), *zip(graph.outputs, names_out, strict=True)):
         item.get_tensor().set_names({name})
     if kind == "decode":
