@@ -53,26 +53,26 @@ class Certified:
 def certify_stage(session: Session, finals: Finals, half: str) -> Certified:
     """Test maps on the certification split, safe → aggressive, and ship the best that may be.
 
-    Half precision is a rung where it is better than float32. The order, smallest divergence on the search split first, is
-    fixed before the certification data is touched; testing stops at the first rung that does not pass (fixed-sequence
-    testing, so that all rungs share one error rate). Whatever passed may be shipped, and so may float32, which drops nothing
-    by definition; of these the one that the objective prefers is. If none passed, half precision is, provided that it did not
-    fail either.
+    The order is fixed before the certification data is touched: quantized maps, the smallest divergence on the search split
+    first, then half precision where it is better than float32. Testing stops at the first rung that does not pass
+    (fixed-sequence testing, so that all rungs share one error rate). Whatever passed may be shipped, and so may float32,
+    which drops nothing by definition; of these the one that the objective prefers is. If none passed, half precision is,
+    provided that it did not fail either. That needs no proof, so it comes last: first, it could only end the tests, for on
+    few items even bfloat16 may be INCONCLUSIVE. Behind a map that did not pass, nothing is claimed of it but a failure.
     """
     objective = session.settings.objective
     plain = next(c for c in finals.candidates if c.base_dtype == "float32" and not c.quantized)
     halves = [c for c in finals.candidates if c.base_dtype == half and not c.quantized]
     halves = [c for c in halves if preferred([plain, c], objective) is c]
-    tested = sorted(
-        [*halves, *ladder(finals.candidates, session.settings.rungs, objective)], key=lambda c: c.divergence
-    )
+    quantized = sorted(ladder(finals.candidates, session.settings.rungs, objective), key=lambda c: c.divergence)
+    tested = [*quantized, *halves]
     reference = measure(session, "float32", None)
     charged = charge_run(session, [finals.maps[c.number] for c in tested])
     rungs: list[Rung] = []
     for candidate in tested:
-        rungs.append(_test(session, candidate, finals.maps[candidate.number], reference, charged))
-        if not rungs[-1].passed:
-            break
+        ended = not all(rung.passed for rung in rungs)
+        if not ended or candidate in halves:
+            rungs.append(_test(session, candidate, finals.maps[candidate.number], reference, charged, ended))
     floats = _unchanged(session, plain, finals.maps[plain.number], reference)
     shipped = choose([floats, *rungs], objective)
     judged, status = answer(rungs, shipped)
@@ -132,8 +132,10 @@ def does_not_pay(candidates: Sequence[Candidate], shipped: Candidate) -> str:
 
 
 def _test(
-    session: Session, candidate: Candidate, layer_map: LayerMap, reference: Mapping[str, Any], charged: Charge
-) -> Rung:
+    session: Session, candidate: Candidate, layer_map: LayerMap, reference: Mapping[str, Any], charged: Charge,
+    ended: bool = False,
+) -> Rung:  # fmt: skip
+    """`ended`: the sequence of tests is over, and a PASS would be one test too many."""
     path = checkpoint_of(session, layer_map)
     found = measure(session, f"map-{key_of(layer_map)}", path)
     verdict = judge(
@@ -141,6 +143,11 @@ def _test(
         seed=session.settings.seed, confidence=charged.confidence,
     )  # fmt: skip
     verdict = replace(verdict, use=charged.number)
+    if ended and verdict.status == "PASS":
+        verdict = replace(verdict, status="INCONCLUSIVE")
+        session.progress.note(
+            f"{candidate.label} was measured after a map that did not pass: that it does is no claim."
+        )
     session.progress.say(
         f"  certify {candidate.label}: {verdict.status}, drop {verdict.drop:+.5f}, at most {verdict.upper_bound:.5f}"
     )
