@@ -12,7 +12,7 @@ import torch
 from autoquant.models.loading import architectures, load_model
 from autoquant.tasks import TASKS, batches, make
 
-DATA = Path(os.environ.get("AUTOQUANT_DEV_DATA", "shared/data"))
+DATA = Path(os.environ.get("AUTOQUANT_DEV_DATA") or "shared/data")
 MODELS = Path(os.environ.get("AUTOQUANT_DEV_MODELS", Path.home() / ".cache" / "autoquant-dev-models"))
 pytestmark = pytest.mark.skipif(
     not (DATA.is_dir() and MODELS.is_dir()), reason="the development data or models are not here"
