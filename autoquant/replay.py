@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from autoquant.evaluation import device_of
 from autoquant.models.layers import get_module
+from autoquant.runtimes.graph import decelerated
 from autoquant.tasks.base import Batch, Task, to_device
 
 ROOM = 512 * 2**20
@@ -95,13 +96,13 @@ class Replay:
     def _record(self, base: str) -> _Recording:
         model = self.assemble({}, base)
         found = _Recording(_block_names(model, self.layers), len(self.plan), self.room)
-        with torch.inference_mode(), _plain(model), ExitStack() as hooks:
+        with torch.inference_mode(), decelerated(model), ExitStack() as hooks:
             for name in self.layers:
                 called = functools.partial(lambda layer, *_: found.called(layer), name)
-                hooks.enter_context(_hooked(get_module(model, name).register_forward_pre_hook(called)))
+                hooks.callback(get_module(model, name).register_forward_pre_hook(called).remove)
             for name in found.names:
                 ran = functools.partial(lambda block, _, __, output: found.ran(block, output), name)
-                hooks.enter_context(_hooked(get_module(model, name).register_forward_hook(ran)))
+                hooks.callback(get_module(model, name).register_forward_hook(ran).remove)
             for rows in self.plan:
                 if found.names:
                     found.begin()
@@ -128,21 +129,10 @@ def _replayed(model: nn.Module, names: Sequence[str], output: Tensor | None) -> 
     if not names:
         yield
         return
-    with _plain(model), ExitStack() as stack:
+    with decelerated(model), ExitStack() as stack:
         for name in names:
             stack.enter_context(_forward(get_module(model, name), lambda *args, **kwargs: output))
         yield
-
-
-@contextmanager
-def _plain(model: nn.Module) -> Iterator[None]:
-    """The model's own forward pass, module by module, where a runtime has put a graph in its place."""
-    graph = model.__dict__.pop("forward", None)
-    try:
-        yield
-    finally:
-        if graph is not None:
-            model.forward = graph
 
 
 @contextmanager
@@ -155,11 +145,3 @@ def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
         del module.forward
         if before is not None:
             module.forward = before  # type: ignore[method-assign]
-
-
-@contextmanager
-def _hooked(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()

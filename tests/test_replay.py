@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClassification
 
 from autoquant.models.layers import inspect
 from autoquant.replay import Replay
 from autoquant.runtimes import TorchRuntime
 from autoquant.runtimes.assemble import Assembler
 from autoquant.tasks.base import Batch, Task
-from tests import tiny
+from tests.opened import bert, gpt2, tied_llama, vit
 
 SCHEME = "int8-channel-sym/a8-token"
 PLAN = [[0, 1, 2], [3, 4], [5]]
@@ -54,23 +53,7 @@ class Outputs(Task):
         raise NotImplementedError
 
 
-def llama(folder: Path) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(tiny.llama(folder, tied=True))
-
-
-def gpt2(folder: Path) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(tiny.gpt2(folder))
-
-
-def vit(folder: Path) -> nn.Module:
-    return AutoModelForImageClassification.from_pretrained(tiny.vit(folder))
-
-
-def bert(folder: Path) -> nn.Module:
-    return AutoModel.from_pretrained(tiny.bert(folder))
-
-
-@pytest.fixture(params=[llama, gpt2, vit, bert], ids=lambda make: make.__name__)
+@pytest.fixture(params=[tied_llama, gpt2, vit, bert], ids=lambda make: make.__name__)
 def assembler(request: pytest.FixtureRequest, tmp_path: Path) -> Assembler:
     make: Callable[[Path], nn.Module] = request.param
     model = make(tmp_path / "model").eval()

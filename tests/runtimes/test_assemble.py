@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from autoquant.checkpoint import format_for, load, write_checkpoint
 from autoquant.errors import LayerMapError
@@ -17,8 +16,8 @@ from autoquant.runtimes import TorchRuntime
 from autoquant.runtimes.assemble import Assembler
 from autoquant.schemes import SCHEMES, project
 from autoquant.values import FLOAT_DTYPES, LayerMap
-from tests import tiny
 from tests.maps import assembled
+from tests.opened import gpt2, tied_llama, vit
 
 IDS = torch.arange(20).reshape(2, 10)
 CHOICES = (
@@ -36,18 +35,6 @@ def output(model: nn.Module) -> torch.Tensor:
         if "ViT" in type(model).__name__:
             return model(pixels.to(model.dtype)).logits
         return model(IDS).logits
-
-
-def tied_llama(folder: Path) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(tiny.llama(folder, tied=True))
-
-
-def gpt2(folder: Path) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(tiny.gpt2(folder))
-
-
-def vit(folder: Path) -> nn.Module:
-    return AutoModelForImageClassification.from_pretrained(tiny.vit(folder))
 
 
 @pytest.fixture(params=[tied_llama, gpt2, vit], ids=lambda make: make.__name__)
