@@ -16,6 +16,7 @@ from autoquant.errors import LayerMapError
 from autoquant.models.heads import head_of
 from autoquant.models.layers import inspect
 from autoquant.models.loading import architectures, load_model, resolve, task_for
+from autoquant.models.smoothed import smoothed
 from autoquant.profile import input_ranges
 from autoquant.tasks import TASKS, Task, make
 from autoquant.tasks.base import batches
@@ -82,6 +83,7 @@ def _calibrated(model: nn.Module, found: LayerMap, task: Task | None) -> LayerMa
             )
         return found
     layers = [layer for layer in inspect(model).layers if layer.name in static]
+    model = smoothed(model, found.smoothing)
     with input_ranges(model, layers) as ranges, torch.no_grad():
         for rows in batches(task, "calibration", 16):
             task.forward(model, task.batch("calibration", rows))

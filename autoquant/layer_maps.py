@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from autoquant.checkpoint import format_for
+from autoquant.models.smoothed import smoothing_of
 from autoquant.session import Session, now
 from autoquant.values import Candidate, LayerMap, Profile
 
@@ -41,6 +42,7 @@ def make_map(session: Session, candidate: Candidate, profile: Profile) -> LayerM
             "seed": session.settings.seed,
             "date": now(),
         },
+        smoothing=smoothing_of(session.model) if candidate.quantized else (),
     )
 
 

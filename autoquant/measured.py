@@ -1,4 +1,4 @@
-"""The first two stages, each kept as a file of the run folder that a later run takes up again."""
+"""The stages before the search, each kept as a file of the run folder that a later run takes up again."""
 
 from __future__ import annotations
 
@@ -10,17 +10,48 @@ from autoquant import artifacts
 from autoquant.layer_maps import input_absmax
 from autoquant.price import measure_price
 from autoquant.profile import measure_profile
+from autoquant.schemes import SCHEMES
 from autoquant.session import Session
-from autoquant.values import Price, Profile
+from autoquant.smoothing import find_smoothing
+from autoquant.values import Price, Profile, Smoothing
 
-PROFILE, PRICE = "profile.json", "price.json"
+SMOOTHING, PROFILE, PRICE = "smoothing.json", "profile.json", "price.json"
+
+
+def smoothing_stage(session: Session) -> None:
+    """Scale channels of the model so that inputs can be quantized, from `smoothing.json` if that was made from the same.
+
+    Not if the search space has no scheme that quantizes an input, or `--no-smooth` was given.
+    """
+    s = session.settings
+    schemes = {SCHEMES[name] for names in session.allowed.values() for name in names}
+    if not s.smooth or all(scheme.input is None for scheme in schemes):
+        return
+    made_from = session.stage_fingerprint("smoothing", s.seed)
+    path = session.folder / SMOOTHING
+    if (value := session.resume_from(path, made_from)) is None:
+        with session.progress.bar("smoothing", "batch") as update:
+            found = find_smoothing(
+                session.model, session.task, session.inventory.layers, batch_size=min(16, s.eval_batch_size), seed=s.seed,
+                progress=update,
+            )  # fmt: skip
+        value = {"fingerprint": made_from, **found.to_dict()}
+        artifacts.write_json(path, value)
+    wanted = [Smoothing.from_dict(item, str(path)) for item in value["smoothing"]]
+    session.smooth(wanted)
+    if wanted:
+        session.progress.say(
+            f"  {len(wanted)} of {value['pairs']} layer inputs smoothed (exact in float); the int8 error of what reads them "
+            f"is {value['error_left']:.2g} of what it was (median)"
+        )
 
 
 def profile_stage(session: Session) -> Profile:
-    """The profile, from `profile.json` if that was made from the same model, data and settings."""
+    """The profile, from `profile.json` if that was made from the same model, data and settings; of the smoothed model."""
+    smoothing_stage(session)
     s = session.settings
     made_from = session.stage_fingerprint(
-        "profile", sorted({n for names in session.allowed.values() for n in names}), s.seed, s.gradient
+        "profile", sorted({n for names in session.allowed.values() for n in names}), s.seed, s.gradient, s.smooth
     )
     path = session.folder / PROFILE
     if (value := session.resume_from(path, made_from)) is not None:

@@ -18,7 +18,7 @@ from autoquant.certify.power import Power
 from autoquant.checkpoint import read_layer_map, write_layer_map
 from autoquant.finals import finals_stage
 from autoquant.fresh import WRITTEN
-from autoquant.measured import PRICE, PROFILE, price_stage, profile_stage
+from autoquant.measured import PRICE, PROFILE, SMOOTHING, price_stage, profile_stage
 from autoquant.power import power_stage
 from autoquant.racing import expected_margin
 from autoquant.report import render_html, validate
@@ -133,7 +133,7 @@ def pick(session: Session, run: Path) -> dict[str, Any]:
     Raises:
         StaleError: the model or the data changed since.
     """
-    for name in (PROFILE, PRICE, CHOICE):
+    for name in (SMOOTHING, PROFILE, PRICE, CHOICE):
         if (run / name).is_file():
             shutil.copy(run / name, session.folder / name)
     profile, price = profile_stage(session), price_stage(session)

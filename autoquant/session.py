@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,13 +20,14 @@ from autoquant.artifacts import fingerprint, read_json, write_json
 from autoquant.errors import StaleError, UsageError, pick
 from autoquant.models.layers import Inventory, fingerprint_architecture, fingerprint_model, groups, inspect, siblings
 from autoquant.models.loading import Loaded, architectures, load_model, resolve, task_for
+from autoquant.models.smoothed import smoothed
 from autoquant.price import choose_runtime
 from autoquant.runtimes import RUNTIMES, Runtime, make_runtime, unusable
 from autoquant.runtimes.assemble import Assembler
 from autoquant.search import Space, allowed, load_space
 from autoquant.settings import AUTO, Settings
 from autoquant.tasks import TASKS, Task, make
-from autoquant.values import Budget, Group, RuntimeChoice
+from autoquant.values import Budget, Group, RuntimeChoice, Smoothing
 
 CHOICE = "runtime.json"
 
@@ -143,6 +144,11 @@ class Session:
             self.task_name, s.data, self.loaded.processor, columns=s.columns, seed=s.seed, max_length=s.max_length,
             sizes=s.sizes, metric=s.metric, test_data=s.test_data, model=self.model,
         )  # fmt: skip
+
+    def smooth(self, wanted: Sequence[Smoothing]) -> None:
+        """Go on with a copy of the model that has these scalings (see `autoquant.smoothing`); nothing was built on it yet."""
+        assert "assembler" not in self.__dict__, "what the assembler built would be of other weights"
+        self.loaded = replace(self.loaded, model=smoothed(self.model, wanted))
 
     @cached_property
     def inventory(self) -> Inventory:

@@ -34,6 +34,7 @@ class Settings:
         workers: processes of this machine that evaluate maps at a time; each has its share of `threads`.
         storage: URL of the study's storage, without a password; None: a journal in the run folder.
         study: its name there.
+        smooth: move outliers of layer inputs into weights before anything is quantized, where that changes nothing else.
         device: `cpu` or `cuda`.
     """
 
@@ -68,6 +69,7 @@ class Settings:
     eval_batch_size: int = 32
     threads: int | None = None
     seed: int = 0
+    smooth: bool = True
     gradient: bool = True
     fuse: bool | None = None
     trust_remote_code: bool = False

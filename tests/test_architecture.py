@@ -26,7 +26,7 @@ RANKS = (
     {"models"},
     {"runtimes", "tasks"},
     {"evaluation", "fragility"},
-    {"profile", "price", "search", "checkpoint", "exports", "certify", "bench", "report"},
+    {"profile", "price", "search", "smoothing", "checkpoint", "exports", "certify", "bench", "report"},
     {"settings", "catalogue"},
     {"session"},
     {"divergence", "layer_maps", "racing", "replay", "reuse"},

@@ -14,12 +14,16 @@ FILE_NAME = "layer_map.yaml"
 _COMMENT = """\
 Layer map of autoquant: which layer of the model is stored and computed in which scheme.
 
-Edit it: change the scheme behind a layer's name under 'layers', at the end. Schemes are float32, bfloat16, float16, and
+Edit it: change the scheme behind a layer's name under 'layers', near the end. Schemes are float32, bfloat16, float16, and
   int8-{channel|tensor}-{sym|asym}               weights in int8, expanded as they are used (embeddings: these only)
   int8-{channel|tensor}-{sym|asym}/a8-token      inputs in int8 as well, one scale a token
   int8-{channel|tensor}-{sym|asym}/a8-tensor     … one scale a call
   int8-{channel|tensor}-{sym|asym}/a8-static     … one calibrated scale, from 'input_absmax'
 Layers that share a weight (see 'groups') need the same weights. After an edit, 'verdict' no longer holds.
+
+'smoothing', where there is any, moves outliers of layer inputs into weights: the input of 'layers' is divided by
+2**(digit - 8), channel by channel, in the module 'source', and their weights multiplied by it. The float model computes
+the same with and without; leave it as it is.
 
 Apply it to the same model or to a fine-tune of it, which writes a new checkpoint:
   autoquant apply MODEL layer_map.yaml --out NEW_FOLDER

@@ -27,6 +27,7 @@ from autoquant.checkpoint.tensors import COMPANIONS, payload
 from autoquant.errors import FolderError
 from autoquant.models.layers import inspect
 from autoquant.models.loading import processor_files as processor_files_of
+from autoquant.models.smoothed import smoothed
 from autoquant.runtimes import Runtime
 from autoquant.values import LayerMap
 
@@ -73,6 +74,7 @@ def write_checkpoint(
         layer_map = replace(layer_map, format="autoquant")
     notes = [f"Written in the format autoquant: {reason}."] if reason and pretrained else []
     notes += apply_map(model, layer_map, runtime=runtime)
+    model = smoothed(model, layer_map.smoothing)
     schemes = schemes_of(inspect(model).layers, layer_map)
     is_float = all(scheme.dtype == layer_map.base_dtype for scheme in schemes.values())
     form = get_format(layer_map.format)

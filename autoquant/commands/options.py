@@ -47,6 +47,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "threads": (int | None, None, "CPU threads. Default: torch's."),
     "fuse": (bool | None, None,
              "One scheme for each q/k/v and gate/up, for engines that fuse them (vLLM). Default: as --runtime needs it."),
+    "no_smooth": (bool, False, "Quantize the weights as they are, without moving outliers of layer inputs into them."),
     "no_grad": (bool, False, "Score layers by output error alone, without a backward pass."),
     "seed": (int, 0, "Seed of the splits and the search."),
     "out": (Path | None, None, "Run folder; must be empty. Default: the next free one below runs/."),
@@ -59,6 +60,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
 """Name → type, default and help of what `takes` gives a command."""
 
 _FLAGS = {"quiet": ("--quiet", "-q"), "as_json": ("--json",), "fuse": ("--fuse/--no-fuse",)}
+_NEGATED = {"no_grad": "gradient", "no_race": "race", "no_smooth": "smooth"}
 SOURCE = ("test_data", "columns", "sizes", "metric", "max_length")
 LAST = ("trust_remote_code", "quiet", "as_json")
 
@@ -100,10 +102,9 @@ def read(given: dict[str, Any]) -> dict[str, Any]:
     """What `autoquant.api` takes, of the `OPTIONS` as they were typed."""
     found = dict(given)
     del found["as_json"]
-    if "no_grad" in found:
-        found["gradient"] = not found.pop("no_grad")
-    if "no_race" in found:
-        found["race"] = not found.pop("no_race")
+    for option, setting in _NEGATED.items():
+        if option in found:
+            found[setting] = not found.pop(option)
     if "confidence" in found:
         found["confidence"] = confidence_of(found["confidence"])
     found["columns"] = _pairs(found["columns"], "--columns")

@@ -47,7 +47,8 @@ def search(ctx: typer.Context, model: Model = "default", **given: Any) -> int:
 
 
 @app.command(epilog="[b]Example[/b]\n\nautoquant profile ./my-model --task sts --data pairs.csv")
-@takes("task", "data", "space", *SOURCE, "eval_batch_size", "threads", "no_grad", "device", "seed", "out", *LAST)
+@takes("task", "data", "space", *SOURCE, "eval_batch_size", "threads", "no_smooth", "no_grad", "device", "seed", "out",
+       *LAST)  # fmt: skip
 def profile(model: Model = "default", **given: Any) -> int:
     """Only the sensitivity of each layer to each scheme, and its page."""
     from autoquant import api

@@ -26,6 +26,10 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("gate_proj"
 """Sibling projections that serving engines (vLLM, for one) fuse into one product, and read one scheme for."""
 
 
+ORIGIN = "_autoquant_origin"
+"""Attribute of a copy that computes the same with other weights: the fingerprint of the model that it was made from."""
+
+
 @dataclass(frozen=True)
 class Inventory:
     """What a model consists of, in the order of `named_modules()`."""
@@ -116,7 +120,9 @@ def block_of(name: str) -> str:
 
 
 def fingerprint_model(model: nn.Module) -> str:
-    """16 hex digits over the names, shapes and a sample of the values of all weights."""
+    """16 hex digits over the names, shapes and a sample of the values of all weights; of a smoothed model those before."""
+    if origin := getattr(model, ORIGIN, None):
+        return origin
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()

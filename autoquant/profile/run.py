@@ -17,7 +17,7 @@ from autoquant.profile.changes import Part, output_changes, parts_of
 from autoquant.profile.fisher import half_square, output_probe, responses
 from autoquant.profile.ranges import input_ranges, weight_stats
 from autoquant.runtimes.assemble import Assembler
-from autoquant.tasks.base import Task, batches, to_device
+from autoquant.tasks.base import Task, batches, some_batches, to_device
 from autoquant.values import Layer, Profile
 
 PROBES = 8
@@ -31,10 +31,6 @@ KEPT = 2**31
 """Bytes of gradients kept at once: of all layers and probes. A batch that needs more is cut."""
 REACH = 16
 """Positions of a causal language model whose responses count together (see `fisher.responses`)."""
-SPREAD = 4
-"""Batches that the scored tokens come from, at least."""
-IMAGE_TOKENS = 64
-"""What an image counts for, where rows have no length in tokens."""
 CHANGES = 256 * 2**20
 """Bytes of output changes held at once."""
 
@@ -84,7 +80,10 @@ def measure_profile(
 
     wanted = {layer.name: [name for name in schemes[layer.name] if name != "float32"] for layer in inventory.layers}
     sums = _Sums(inventory.layers, wanted, assembler, reach if task.positions else None)
-    scored = _sample(plan, task, seed, room=KEPT // (4 * probes * sum(layer.shape[0] for layer in inventory.layers)))
+    tokens = POSITIONS if task.positions else TOKENS
+    scored = some_batches(
+        plan, task, tokens, seed, room=KEPT // (4 * probes * sum(layer.shape[0] for layer in inventory.layers))
+    )
     outputs, spent_forward, spent_products = 0, 0.0, 0.0
     total = len(plan) + len(scored)
     for number, rows in enumerate(scored):
@@ -160,29 +159,6 @@ class _Sums:
 
 def _power(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x)) ** 2
-
-
-def _sample(plan: list[list[int]], task: Task, seed: int, room: int) -> list[list[int]]:
-    """Batches of like rows with about `TOKENS` tokens in all (`POSITIONS`, see there), spread over short and long rows;
-    all of them if fewer.
-
-    A batch of more than `room` tokens is cut into several.
-    """
-    lengths = task.lengths("calibration")
-    weight = 1 if max(lengths) > 1 else IMAGE_TOKENS
-    wanted = POSITIONS if task.positions else TOKENS
-    share = wanted if weight * sum(lengths) <= wanted else wanted // SPREAD
-    picked: list[list[int]] = []
-    tokens = 0
-    for index in np.random.default_rng(seed).permutation(len(plan)):
-        if tokens >= wanted:
-            break
-        longest = weight * max(lengths[row] for row in plan[index])
-        rows = plan[index][: max(1, share // longest)]
-        tokens += weight * sum(lengths[row] for row in rows)
-        at_once = max(1, room // longest)
-        picked += [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
-    return picked
 
 
 @contextmanager

@@ -6,6 +6,7 @@ To bring a task of your own (for a model outside transformers, say), subclass `T
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,6 +18,10 @@ from torch import Tensor, nn
 from autoquant.artifacts import fingerprint
 from autoquant.errors import UsageError
 
+SPREAD = 4
+"""Batches that a sample of tokens comes from, at least."""
+IMAGE_TOKENS = 64
+"""What an image counts for, where rows have no length in tokens."""
 SPLITS = ("calibration", "search", "certification")
 Batch = Mapping[str, Any]
 """Arguments of one forward pass. Tensors are moved to the model's device; key `rows` holds the row numbers."""
@@ -148,6 +153,30 @@ def batches(task: Task, split: str, batch_size: int, rows: Sequence[int] | None 
     chosen = np.arange(task.rows(split)) if rows is None else np.asarray(rows, int)
     order = chosen[np.argsort(-np.asarray(task.lengths(split))[chosen], kind="stable")]
     return [order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)]
+
+
+def some_batches(
+    plan: Sequence[list[int]], task: Task, tokens: int, seed: int, room: int = sys.maxsize
+) -> list[list[int]]:
+    """Batches of like rows of the calibration split with about `tokens` tokens in all, spread over short and long rows; all
+    of them if fewer.
+
+    A batch of more than `room` tokens is cut into several.
+    """
+    lengths = task.lengths("calibration")
+    weight = 1 if max(lengths) > 1 else IMAGE_TOKENS
+    share = tokens if weight * sum(lengths) <= tokens else tokens // SPREAD
+    picked: list[list[int]] = []
+    taken = 0
+    for index in np.random.default_rng(seed).permutation(len(plan)):
+        if taken >= tokens:
+            break
+        longest = weight * max(lengths[row] for row in plan[index])
+        rows = plan[index][: max(1, share // longest)]
+        taken += weight * sum(lengths[row] for row in rows)
+        at_once = max(1, room // longest)
+        picked += [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
+    return picked
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

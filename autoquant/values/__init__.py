@@ -8,6 +8,7 @@ from autoquant.values.price import Price
 from autoquant.values.profile import LayerStats, Profile
 from autoquant.values.runtime_choice import RuntimeChoice
 from autoquant.values.scheme import QuantizationArgs, Scheme
+from autoquant.values.smoothing import Smoothing
 
 __all__ = [
     "EXIT_CODES",
@@ -25,5 +26,6 @@ __all__ = [
     "RuntimeChoice",
     "Scheme",
     "Skipped",
+    "Smoothing",
     "Verdict",
 ]

@@ -8,8 +8,9 @@ from typing import Any
 
 from autoquant.errors import LayerMapError, SchemeError, nearest, reject_unknown
 from autoquant.values.layer import FLOAT_DTYPES
+from autoquant.values.smoothing import Smoothing
 
-KEYS = ("format", "base_dtype", "layers", "groups", "input_absmax", "model", "found_on", "verdict")
+KEYS = ("format", "base_dtype", "layers", "groups", "input_absmax", "model", "found_on", "verdict", "smoothing")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class LayerMap:
         model: fingerprint, class and name of the model that it was found on.
         found_on: task, data, hardware, runtime, budget, seed.
         verdict: certification's answer for this map, or {} if it was not certified.
+        smoothing: channels that are scaled before anything is quantized; the float model computes the same with and without.
     """
 
     layers: Mapping[str, str]
@@ -35,6 +37,7 @@ class LayerMap:
     model: Mapping[str, Any] = field(default_factory=dict)
     found_on: Mapping[str, Any] = field(default_factory=dict)
     verdict: Mapping[str, Any] = field(default_factory=dict)
+    smoothing: tuple[Smoothing, ...] = ()
 
     def __post_init__(self) -> None:
         if self.base_dtype not in FLOAT_DTYPES:
@@ -52,6 +55,7 @@ class LayerMap:
             "groups": [list(group) for group in self.groups],
             "input_absmax": {name: float(value) for name, value in self.input_absmax.items()},
             "layers": dict(self.layers),
+            **({"smoothing": [scaling.to_dict() for scaling in self.smoothing]} if self.smoothing else {}),
         }
 
     @classmethod
@@ -77,6 +81,9 @@ class LayerMap:
         groups = value.get("groups") or []
         if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
             raise LayerMapError(f"{where}: 'groups' must be a list of lists of layer names.")
+        smoothing = value.get("smoothing") or []
+        if not isinstance(smoothing, list):
+            raise LayerMapError(f"{where}: 'smoothing' must be a list.")
         return cls(
             layers={str(name): str(scheme) for name, scheme in layers.items()},
             base_dtype=str(value.get("base_dtype", "float32")),
@@ -86,4 +93,5 @@ class LayerMap:
             model=value.get("model") or {},
             found_on=value.get("found_on") or {},
             verdict=value.get("verdict") or {},
+            smoothing=tuple(Smoothing.from_dict(scaling, where) for scaling in smoothing),
         )
