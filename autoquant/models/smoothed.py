@@ -54,6 +54,8 @@ def columns(scaling: Smoothing, width: int) -> Tensor:
 def _scale(model: nn.Module, scaling: Smoothing, sign: int) -> None:
     source = _module(model, scaling.source)
     exponents = sign * torch.tensor(scaling.exponents)
+    if scaling.head and len(exponents) % scaling.head:
+        raise LayerMapError(f"smoothing of {scaling.source}: {len(exponents)} channels are no heads of {scaling.head}.")
     width = source.weight.shape[0] if source.weight.ndim == 1 else weight_matrix(source).shape[0]
     _check(scaling.source, width, len(exponents))
     for parameter in (source.weight, getattr(source, "bias", None)):
