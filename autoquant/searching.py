@@ -70,6 +70,7 @@ def search_stage(session: Session, profile: Profile, price: Price) -> tuple[list
                 problem, judge, study, trials=s.trials, starts=() if s.cold else warm_starts(problem, s.strategy),
                 measure=judge.measure if judge else None, say=session.progress.note,
                 max_seconds=s.max_minutes * 60 if s.max_minutes else math.inf, on_trial=on_trial, crew=crew,
+                fallback=s.rungs > 1 and not problem.capped,
             )  # fmt: skip
     session.search_items = sum(c.items for c in found) + items_read(study)
     artifacts.write_json(session.folder / FRONT, {"maps": [c.to_dict() for c in front(found)]})

@@ -132,7 +132,12 @@ def candidate_columns(budget: dict[str, Any], higher_is_better: bool) -> tuple[C
     return (
         Column("#", "trial number", "num", number("number", humanize.count)),
         Column("Candidate", "", "name", text("label")),
-        Column("From", "enqueued: always tried; otherwise the strategy that proposed it", "", text("origin")),
+        Column(
+            "From",
+            "enqueued: always tried; fallback: safer than the best; proposed: by the strategy",
+            "",
+            text("origin"),
+        ),
         Column("Base", "dtype of everything that is not quantized", "mono", text("base_dtype")),
         Column("ms", "latency at the shape of this run", "num", number("ms", humanize.significant)),
         Column("MB", "bytes of the checkpoint", "num", number("bytes", humanize.megabytes)),

@@ -17,11 +17,13 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from autoquant.search.fallback import FALLBACK, fall_back
 from autoquant.search.judging import BEGUN, FIGURES, tell
 from autoquant.search.ledger import (
     WORKER,
     Exhausted,
     Seen,
+    as_refined,
     base_divergence,
     best_saving,
     constrain,
@@ -33,6 +35,7 @@ from autoquant.search.ledger import (
     slowdown,
     space_of,
     to_params,
+    tried_choices,
     write,
 )
 from autoquant.search.problem import Choice, Problem
@@ -62,6 +65,7 @@ class Lead:
 
     Attributes:
         trials, max_seconds: where it ends; trials of earlier, killed runs are counted in.
+        fallback: the last trial is of a map to fall back on (see `fall_back`).
         on_finish: called with each trial that is finished from now on, but for maps that were skipped or are repeated.
         reason: why the search ended; empty while it goes on.
     """
@@ -71,6 +75,7 @@ class Lead:
     trials: int
     max_seconds: float = math.inf
     on_finish: Callable[[FrozenTrial], None] = lambda trial: None
+    fallback: bool = False
     reason: str = ""
     _known: set[int] = field(default_factory=set)
     _asked_in_vain: int = -1
@@ -109,6 +114,8 @@ class Lead:
             if frozenset(trial.params.items()) not in taken:
                 self._give(trial, worker)
                 return True
+        if sum(map(is_counted, finished)) + given.total() == self.trials - 1 and self._fall_back(trials):
+            return True
         # Maps that are being evaluated were proposed once more: what comes out is theirs, too. One more may be drawn.
         if len(free) > len(places.room) or len(finished) == self._asked_in_vain:
             return False
@@ -117,7 +124,7 @@ class Lead:
         except Exhausted:
             self._close_unborn()
             self._asked_in_vain = len(finished) + 1  # of those that are unborn
-            if not given:
+            if not given and not self._fall_back(trials):
                 self.reason = "no map that was not tried promises more"
         return True
 
@@ -126,6 +133,21 @@ class Lead:
         for trial in self._running():
             if gone(trial.user_attrs.get(WORKER, "")):
                 write(self.study, trial._trial_id, **{BEGUN: "", WORKER: ""})
+
+    def _fall_back(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Queue the map to fall back on; False if that was done before, or there is none."""
+        if not self.fallback or any(
+            t.state == TrialState.WAITING or t.user_attrs.get("origin") == FALLBACK for t in trials
+        ):
+            return False
+        problem = as_refined(self.problem, self.study)
+        found = fall_back(problem, seen_trials(problem, self.study), tried_choices(problem, self.study))
+        if found is None:
+            return False
+        attrs = {"label": "safer map", "origin": FALLBACK}
+        self.study.enqueue_trial(to_params(problem, *found), user_attrs=attrs, skip_if_exists=True)
+        self._asked_in_vain = -1
+        return True
 
     def _running(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -179,7 +201,7 @@ class Lead:
             write(study, number, **{REPEATS: before.number}, **known)
             constrain(problem, study, number, before.user_attrs["margin"], before.user_attrs["ms"], size)
             tell(study, trial.number, before.value)
-        elif origin != "enqueued" and (reason := too_dear(problem, seen, base, choice)) is not None:
+        elif origin not in ("enqueued", FALLBACK) and (reason := too_dear(problem, seen, base, choice)) is not None:
             write(study, number, reason=reason)
             # Nothing is known of its accuracy. Optuna reads constraints before the state, so they are set first.
             constrain(problem, study, number, 0.0, slowdown(problem, seen, base) * problem.total_ms(base, choice), size)

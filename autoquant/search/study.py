@@ -117,6 +117,7 @@ def run_search(
     max_seconds: float = float("inf"),
     on_trial: Callable[[Candidate, list[Candidate]], None] = lambda new, found: None,
     crew: Crew | None = None,
+    fallback: bool = False,
 ) -> tuple[list[Candidate], str]:
     """Evaluate up to `trials` maps in all (those of an earlier, killed run counted in).
 
@@ -124,6 +125,7 @@ def run_search(
         starts: (label, base dtype, choice) of the maps to begin with; none starts cold; None stands for `starting_maps`.
         measure: measures divergences exactly where the surrogate is off (see `refine`); `say` is told of it.
         on_trial: called with each new candidate, and all so far.
+        fallback: make the last trial one of a map to fall back on, should the best one not pass certification.
         crew: the processes that evaluate; None: this one, with `evaluate` and `measure`. Others may join either.
 
     A map whose evaluation raises, or gives NaN or infinity, is recorded as failed with its reason, and the search goes
@@ -139,7 +141,7 @@ def run_search(
         found = candidates(problem, study)
         on_trial(next(c for c in found if c.number == trial.number), found)
 
-    lead = Lead(problem, study, trials, max_seconds, finished)
+    lead = Lead(problem, study, trials, max_seconds, finished, fallback)
     if crew is None:
         assert evaluate is not None
         judge = evaluate

@@ -138,7 +138,7 @@ def int8_error(model: nn.Module, name: str, batch) -> float:
     args = SCHEMES["int8-channel-sym/a8-token"].input
     assert args is not None
     codes, scale = quantize_input(seen[0], args)
-    weight = model.get_submodule(name).weight
+    weight = model.get_submodule(name).weight.detach()
     exact = seen[0] @ weight.T
     return float(torch.linalg.vector_norm((codes * scale) @ weight.T - exact) / torch.linalg.vector_norm(exact))
 

@@ -1,0 +1,50 @@
+"""A map to fall back on: what certification tests before the best one, which may fail there by a hair.
+
+The best map of a search lies just within the budget on the search split, so on other data it passes about as often as not when
+its margin is small. The maps tried on the way there are as close to it, and those that every search begins with are far away.
+In between, at a fixed share of the best one's divergence, the profile knows of a map that nothing has asked for yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from autoquant.search.ladder import SAFER
+from autoquant.search.ledger import Seen, held, promise
+from autoquant.search.problem import Choice, Problem
+from autoquant.search.strategies.surrogate import correction
+from autoquant.search.surrogate import solve
+
+FALLBACK = "fallback"
+"""Origin of its trial."""
+SHARE = 0.9 * SAFER
+"""Of the best map's divergence: what is predicted is off by a tenth now and then."""
+WORTH = 1.02
+"""Times the saving of what would be fallen back on otherwise."""
+
+
+def fall_back(
+    problem: Problem, seen: Sequence[Seen], tried: Mapping[str, Sequence[Choice]]
+) -> tuple[str, Choice] | None:
+    """(base dtype, choice) of the most saving untried map predicted to diverge at most `SHARE` times as much as the best one.
+
+    None where no quantized map is within the budget yet, or a safer one that was tried saves as much.
+    """
+    within = [s for s in seen if s.margin <= 0]
+    best = max((s for s in within if any(s.choice)), key=lambda s: s.saving, default=None)
+    if best is None:
+        return None
+    known = max((s.saving for s in within if s.divergence < SAFER * best.divergence), default=0.0)
+    theta, offsets = correction(problem, seen)
+    allowance = SHARE * min(best.divergence, problem.score(best.choice, theta) + offsets[best.base])
+    found: list[tuple[float, str, Choice]] = []
+    for base in problem.base_dtypes:
+        if allowance <= offsets[base]:
+            continue
+        choice = solve(problem, base, allowance - offsets[base], theta=theta, tried=tried[base])
+        if choice is not None:
+            found.append((held(problem, seen, base) * promise(problem, base, choice), base, choice))
+    if not found:
+        return None
+    promised, base, choice = max(found)
+    return (base, choice) if promised > WORTH * known else None
