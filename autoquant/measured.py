@@ -39,6 +39,7 @@ def smoothing_stage(session: Session) -> None:
         artifacts.write_json(path, value)
     wanted = [Smoothing.from_dict(item, str(path)) for item in value["smoothing"]]
     session.smooth(wanted)
+    session.smoothing = {"pairs": value["pairs"], "smoothed": len(wanted), "error_left": value["error_left"]}
     if wanted:
         session.progress.say(
             f"  {len(wanted)} of {value['pairs']} layer inputs smoothed (exact in float); the int8 error of what reads them "

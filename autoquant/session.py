@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -75,6 +75,8 @@ class Session:
     """URL of the study's storage with its password, which the settings do not keep."""
     search_items: int = 0
     """Items of the search split that the search has read."""
+    smoothing: Mapping[str, Any] | None = None
+    """What the report says of the smoothing: `pairs` found, `smoothed` ones, `error_left` of the int8 error. None: left out."""
 
     def __post_init__(self) -> None:
         if self.settings.threads:

@@ -153,6 +153,7 @@ def _common(session: Session, profile: Profile, stages: Mapping[str, float]) -> 
             "forwards": profile.forwards,
             "seconds": profile.seconds,
         },
+        **({"smoothing": dict(session.smoothing)} if session.smoothing else {}),
         "stages": dict(stages),
         "model": {
             "name": session.loaded.source,

@@ -26,6 +26,7 @@ def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("Input shape", _shape(report.get("shape") or {})),
         ("Search", _joined(*_search(report.get("search") or {}))),
         ("Surrogate", _surrogate(report.get("search") or {})),
+        ("Smoothing", _smoothing(report.get("smoothing") or {})),
         ("Profile", _joined(*_profile(report.get("profile") or {}))),
         ("Time", _joined(*(f"{stage} {humanize.seconds(value)}" for stage, value in stages.items()))),
         ("Versions", _joined(*(f"{name} {version}" for name, version in versions.items()))),
@@ -132,6 +133,18 @@ def _surrogate(search: dict[str, Any]) -> str:
     return (
         f"observed / predicted divergence: median {statistics.median(ratios):.2f}, "
         f"middle 80% {low:.2f} to {high:.2f} ({len(ratios)} candidates)"
+    )
+
+
+def _smoothing(found: dict[str, Any]) -> str:
+    """Outliers of layer inputs that were moved into weights."""
+    if not found:
+        return ""
+    if not found["smoothed"]:
+        return f"none of {humanize.plural(found['pairs'], 'place')} where the float model would stay the same pays"
+    return (
+        f"{found['smoothed']} of {humanize.plural(found['pairs'], 'layer input')}, by powers of two: the float model stays "
+        f"the same, {100 * found['error_left']:.2g}% of the int8 error is left (median)"
     )
 
 

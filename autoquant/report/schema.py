@@ -143,6 +143,12 @@ class ProfileSummary(TypedDict):
     seconds: NotRequired[float]
 
 
+class SmoothingSummary(TypedDict):
+    pairs: int
+    smoothed: int
+    error_left: float
+
+
 class ProfileReport(TypedDict):
     title: str
     created: str
@@ -150,6 +156,7 @@ class ProfileReport(TypedDict):
     sentence: NotRequired[str]
     skipped: NotRequired[list[SkippedSummary]]
     profile: NotRequired[ProfileSummary]
+    smoothing: NotRequired[SmoothingSummary]
     stages: NotRequired[dict[str, float]]
     model: NotRequired[dict[str, Any]]
     task: NotRequired[dict[str, Any]]

@@ -137,6 +137,7 @@ def _common(layers: list[dict[str, Any]]) -> dict[str, Any]:
             },
         ],
         "profile": {"method": "fisher", "rows": 160, "forwards": 6.2, "seconds": 8.4},
+        "smoothing": {"pairs": 36, "smoothed": 28, "error_left": 0.745},
         "stages": {"profile": 8.4, "price": 41.7, "search": 303.5, "checkpoint": 1.2, "certify": 96.3, "report": 0.2},
         "model": {
             "name": "cross-encoder/ms-marco-MiniLM-L6-v2",

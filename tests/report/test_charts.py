@@ -11,7 +11,7 @@ from autoquant.report.charts.bars import cards
 from autoquant.report.charts.heatmap import heatmap, split_name
 from autoquant.report.charts.interval import interval, shared_axis
 from autoquant.report.charts.lines import THROUGHPUT, lines
-from autoquant.report.charts.tradeoff import tradeoffs
+from autoquant.report.charts.tradeoff import GLYPH, LEFT, WIDTH, tradeoffs
 
 from . import sample
 
@@ -176,3 +176,16 @@ def test_lines_stay_inside_and_rise_with_their_values() -> None:
     assert all(frame.top <= dot.high < dot.y < dot.low <= frame.bottom for dot in dots)
     assert not dots[0].hollow and drawn.lines[1].dots[0].hollow
     assert [tick.text for tick in drawn.x_ticks] == ["1", "2", "8"]
+
+
+@pytest.mark.parametrize("saving", [1.0, 1.5, 3.0, 4.0], ids=lambda saving: f"at {saving}")
+@pytest.mark.parametrize("length", [10, 55])
+def test_the_shipped_one_is_named_inside_the_picture(saving: float, length: int) -> None:
+    report = sample.full()
+    (shipped,) = [one for one in report["search"]["candidates"] if one.get("shipped")]
+    shipped |= {"label": "m" * length, "ms": 40 / saving, "bytes": int(4e7 / saving)}
+    for plot in tradeoffs(report):
+        (label,) = [label for label in plot.labels if label.shipped]
+        width = GLYPH * len(label.text)
+        left = label.x - {"start": 0.0, "middle": width / 2, "end": width}[label.anchor]
+        assert left >= LEFT and left + width <= WIDTH

@@ -24,6 +24,9 @@ PLACES = ((9, 4, "start"), (-9, 4, "end"), (0, 20, "middle"), (0, -12, "middle")
 GLYPH = 6.3
 """Width of a label's character in pixels, for keeping labels apart."""
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -159,25 +162,35 @@ def _labels(drawn: list[dict[str, Any]], points: tuple[Point, ...], budget: floa
         (index for index, one in enumerate(drawn) if one.get("shipped") or one.get("origin") == "enqueued"),
         key=lambda index: (not drawn[index].get("shipped"), drawn[index]["label"] not in FLOAT_DTYPES),
     )
-    taken: list[tuple[float, float, float, float]] = [(WIDTH - 110, budget - 16, WIDTH, budget + 2)]
+    taken: list[Box] = [(WIDTH - 110, budget - 16, WIDTH, budget + 2)]
     placed = []
     for index in order:
         one, point = drawn[index], points[index]
         text = f"{one['label']} – shipped" if one.get("shipped") else one["label"].removeprefix("uniform ")
         width = GLYPH * len(text)
         others = [(p.x - 4, p.y - 4, p.x + 4, p.y + 4) for i, p in enumerate(points) if i != index]
-        for place, (dx, dy, anchor) in enumerate(PLACES):
+        crowded: tuple[Box, Label] | None = None  # where it is inside the picture at least
+        for dx, dy, anchor in PLACES:
             x, y = point.x + dx, point.y + dy
             left = x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
             box = (left, y - 10, left + width, y + 3)
-            inside = left > LEFT and left + width < WIDTH - 4 and y > TOP - 8 and y < HEIGHT - BOTTOM
-            free = inside and not any(_overlap(box, other) for other in [*taken, *others])
-            if free or (one.get("shipped") and place == len(PLACES) - 1):
+            if not (left > LEFT and left + width < WIDTH - 4 and y > TOP - 8 and y < HEIGHT - BOTTOM):
+                continue
+            label = Label(round(x, 1), round(y, 1), anchor, text, bool(one.get("shipped")))
+            if not any(_overlap(box, other) for other in [*taken, *others]):
                 taken.append(box)
-                placed.append(Label(round(x, 1), round(y, 1), anchor, text, bool(one.get("shipped"))))
+                placed.append(label)
                 break
+            crowded = crowded or (box, label)
+        else:
+            if one.get("shipped"):
+                middle = min(max(point.x, LEFT + width / 2), WIDTH - 4 - width / 2)
+                aside = Label(round(middle, 1), round(point.y - 12, 1), "middle", text, True)
+                box, label = crowded or ((middle - width / 2, point.y - 22, middle + width / 2, point.y - 9), aside)
+                taken.append(box)
+                placed.append(label)
     return placed
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
