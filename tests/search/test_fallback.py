@@ -31,7 +31,7 @@ def safer(found: list[Candidate]) -> list[Candidate]:
 def test_it_is_the_last_trial_and_becomes_the_first_rung(
     strategy: str, limit: float, trials: int, tmp_path: Path
 ) -> None:
-    judged = Judge(synthetic.make(12, bases=("float32",)), limit)
+    judged = Judge(synthetic.make(8, bases=("float32",)), limit)
     found, _ = search(tmp_path, judged, trials=trials, strategy=strategy)
     (one,) = safer(found)
     best = ladder(found)[-1]
@@ -43,14 +43,14 @@ def test_it_is_the_last_trial_and_becomes_the_first_rung(
 
 
 def test_it_is_proposed_once(tmp_path: Path) -> None:
-    judged = Judge(synthetic.make(12, bases=("float32",)), LIMIT)
+    judged = Judge(synthetic.make(8, bases=("float32",)), LIMIT)
     first, _ = search(tmp_path, judged)
     again, _ = search(tmp_path, judged)
     assert len(safer(first)) == 1 and again == first
 
 
 def test_nobody_asked(tmp_path: Path) -> None:
-    judged = Judge(synthetic.make(12, bases=("float32",)), LIMIT)
+    judged = Judge(synthetic.make(8, bases=("float32",)), LIMIT)
     found, _ = search(tmp_path, judged, fallback=False)
     assert not safer(found)
 
