@@ -65,10 +65,11 @@ def watched(model: nn.Module, pairs: Sequence[Smoothing], batches: int):
 
 def choose_exponents(model: nn.Module, pair: Smoothing, inputs: Inputs) -> tuple[Smoothing, float]:
     """The pair with its best exponents, and the share of the error that they leave (1 if all are 0)."""
+    if inputs.absmax is None:  # a layer that these rows do not reach
+        return pair, 1.0
     weights = [weight_matrix(get_module(model, name)).detach().float() for name in pair.layers]
     x = torch.cat(inputs.rows)
     top_x, top_w = inputs.absmax, torch.stack([w.abs().amax(0) for w in weights]).amax(0)
-    assert top_x is not None
     top_x, top_w = _of_source(top_x, pair), _of_source(top_w, pair)
     layers = [(w, x @ w.T) for w in weights]
     plain = _error(x, layers, torch.zeros(x.shape[1]))
