@@ -226,7 +226,8 @@ def test_what_is_typed_reaches_the_search(called):
         "--max-mb", "9.5", "--max-ms", "8", "--cold", "--no-race",
         "--max-minutes", "1.5", "--rungs", "1", "--test-data", "t.csv", "--columns", "text=1", "--columns", "label=y",
         "--sizes", "search=5", "--metric", "spearman", "--max-length", "64", "--batch-size", "2", "--seq-len", "9",
-        "--eval-batch-size", "4", "--threads", "1", "--fuse", "--no-grad", "--seed", "7", "--out", "o", "--revision", "main",
+        "--eval-batch-size", "4", "--threads", "1", "--fuse", "--no-grad", "--no-smooth", "--seed", "7",
+        "--out", "o", "--revision", "main",
         "--trust-remote-code", "-q", "--json", "--workers", "2", "--storage", "sqlite:///s",
     ]  # fmt: skip
     assert main(typed) == 0
@@ -236,7 +237,8 @@ def test_what_is_typed_reaches_the_search(called):
         "space": "s", "strategy": "tpe", "runtime": "r", "device": "cuda", "trials": 3, "max_minutes": 1.5, "rungs": 1,
         "test_data": "t.csv", "columns": {"text": 1, "label": "y"}, "sizes": {"search": 5}, "metric": "spearman",
         "max_length": 64, "batch_size": 2, "seq_len": 9, "eval_batch_size": 4, "threads": 1, "fuse": True,
-        "gradient": False, "seed": 7, "out": Path("o"), "revision": "main", "trust_remote_code": True, "quiet": True,
+        "gradient": False, "smooth": False,
+        "seed": 7, "out": Path("o"), "revision": "main", "trust_remote_code": True, "quiet": True,
         "workers": 2, "storage": "sqlite:///s",
     }  # fmt: skip
     assert called == [("search", ("m",), expected)]

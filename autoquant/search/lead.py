@@ -26,6 +26,7 @@ from autoquant.search.ledger import (
     as_refined,
     base_divergence,
     best_saving,
+    christen,
     constrain,
     from_params,
     held,
@@ -171,6 +172,8 @@ class Lead:
         worker = trial.user_attrs.get(WORKER)
         if not is_born(self.problem, trial):
             return tell(self.study, trial.number, None)
+        if christen(self.problem, self.study, trial):
+            return True
         if not worker or not places.gone(worker):
             return False
         deaths = trial.user_attrs.get(KILLED, 0) + (trial.user_attrs.get(BEGUN) == worker)

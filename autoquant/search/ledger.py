@@ -94,6 +94,16 @@ def is_born(problem: Problem, trial: optuna.trial.FrozenTrial) -> bool:
     return space_of(problem).keys() <= params_of(trial).keys()
 
 
+def christen(problem: Problem, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+    """Give a running trial the parameters that it was enqueued with; False if it has them. Optuna writes them one by one after
+    it has taken the trial from the queue, and may be killed in between."""
+    fixed = params_of(trial)
+    missing = {name: kind for name, kind in space_of(problem).items() if name not in trial.params and name in fixed}
+    for name, kind in missing.items():
+        study._storage.set_trial_param(trial._trial_id, name, kind.to_internal_repr(fixed[name]), kind)
+    return bool(missing)
+
+
 def write(study: optuna.Study, trial_id: int, **attrs: Any) -> None:
     """User attributes of a running trial, of which there may be no trial object in this process.
 

@@ -12,7 +12,8 @@ import pytest
 
 from autoquant.errors import UsageError
 from autoquant.search import STRATEGIES, check_size, open_study, run_search, warm_starts
-from autoquant.search.ledger import space_of
+from autoquant.search.lead import Lead
+from autoquant.search.ledger import space_of, to_params
 from autoquant.search.starts import starting_maps
 from autoquant.values import Candidate
 from tests import synthetic
@@ -167,6 +168,26 @@ def test_a_trial_that_died_before_its_map_was_decided_is_harmless(strategy: str,
     trial.suggest_categorical("layer0", judged.problem.options[0])
     found, _ = search(judge(), tmp_path / "journal", strategy)
     assert len(found) >= 7 and all(c.state in ("complete", "skipped") for c in found)
+
+
+@pytest.mark.parametrize("written", [0, 1, 2], ids=["nothing", "the base dtype", "and a layer"])
+def test_a_start_whose_process_died_before_it_wrote_the_map_is_evaluated(written: int, tmp_path: Path) -> None:
+    judged = judge()
+    problem, path = judged.problem, tmp_path / "journal"
+    study = open_study(path, problem, "random", 0)
+    first, *others = starting_maps(problem)[::-1]
+    Lead(problem, study, TRIALS).begin([first, *others])
+    label, base, choice = first
+    number, fixed = study._pop_waiting_trial_id(), to_params(problem, base, choice)
+    assert number is not None and any(choice)
+    for name, kind in list(space_of(problem).items())[:written]:
+        study._storage.set_trial_param(number, name, kind.to_internal_repr(fixed[name]), kind)
+    found, _ = run_search(
+        problem, judged, open_study(path, problem, "random", 0), trials=TRIALS, starts=[first, *others]
+    )
+    (one,) = [c for c in found if c.label == label]
+    assert one.state == "complete" and one.layers == problem.layers(base, choice)
+    assert {name for name, *_ in others} <= {c.label for c in found}
 
 
 def test_a_map_that_kills_the_process_twice_is_given_up(strategy: str, tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def searched(llama: Path, out: Path, *more: str) -> Path:
 def test_a_map_with_smoothing_is_applied_again(llama: Path, tmp_path: Path) -> None:
     run = searched(llama, tmp_path / "run")
     layer_map = autoquant.read_layer_map(run / "layer_map.yaml")
-    assert json.loads((run / "smoothing.json").read_text())["pairs"] == 9  # four a block, and the last norm before the head
+    assert (
+        json.loads((run / "smoothing.json").read_text())["pairs"] == 9
+    )  # four a block, and the last norm before the head
     norm = layer_map.smoothing[0]
     assert norm.source == "model.layers.0.input_layernorm" and min(norm.exponents[:3]) > max(norm.exponents[3:])
     assert main(["apply", str(llama), str(run / "layer_map.yaml"), "--out", str(tmp_path / "again")]) == 0
