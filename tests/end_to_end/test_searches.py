@@ -94,7 +94,7 @@ def test_the_report_has_the_promised_keys(run):
     assert {"name", "float", "quantized", "drop", "upper_bound", "confidence", "n"} <= set(report["metric"])
     for key in ("latency_ms", "bytes", "peak_memory_bytes"):
         assert all(report[key][name] > 0 for name in ("float32", "quantized"))
-        half = report[key]["half"]  # where half precision is hopeless on this machine, no process of its own measures it
+        half = report[key]["half"]  # where half precision is hopeless here, no process measures it by itself
         assert half > 0 if half is not None else key == "peak_memory_bytes"
     assert {"trials", "full_evaluations", "items_evaluated", "seconds"} <= set(report["search"])
     power = report["power"]
