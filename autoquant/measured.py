@@ -24,8 +24,7 @@ def smoothing_stage(session: Session) -> None:
     Not if the search space has no scheme that quantizes an input, or `--no-smooth` was given.
     """
     s = session.settings
-    schemes = {SCHEMES[name] for names in session.allowed.values() for name in names}
-    if not s.smooth or all(scheme.input is None for scheme in schemes):
+    if not s.smooth or all(SCHEMES[name].input is None for name in _schemes(session)):
         return
     made_from = session.stage_fingerprint("smoothing", s.seed)
     path = session.folder / SMOOTHING
@@ -47,13 +46,16 @@ def smoothing_stage(session: Session) -> None:
         )
 
 
+def _schemes(session: Session) -> list[str]:
+    """Names of all schemes that some layer may run."""
+    return sorted({name for names in session.allowed.values() for name in names})
+
+
 def profile_stage(session: Session) -> Profile:
     """The profile, from `profile.json` if that was made from the same model, data and settings; of the smoothed model."""
     smoothing_stage(session)
     s = session.settings
-    made_from = session.stage_fingerprint(
-        "profile", sorted({n for names in session.allowed.values() for n in names}), s.seed, s.gradient, s.smooth
-    )
+    made_from = session.stage_fingerprint("profile", _schemes(session), s.seed, s.gradient, s.smooth)
     path = session.folder / PROFILE
     if (value := session.resume_from(path, made_from)) is not None:
         profile = Profile.from_dict(value)

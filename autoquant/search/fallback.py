@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from autoquant.search.ladder import SAFER
-from autoquant.search.ledger import Seen, held, promise
+from autoquant.search.ledger import Seen
 from autoquant.search.problem import Choice, Problem
-from autoquant.search.strategies.surrogate import correction
-from autoquant.search.surrogate import solve
+from autoquant.search.strategies.surrogate import correction, most_saving
 
 FALLBACK = "fallback"
 """Origin of its trial."""
@@ -37,14 +36,5 @@ def fall_back(
     known = max((s.saving for s in within if s.divergence < SAFER * best.divergence), default=0.0)
     theta, offsets = correction(problem, seen)
     allowance = SHARE * min(best.divergence, problem.score(best.choice, theta) + offsets[best.base])
-    found: list[tuple[float, str, Choice]] = []
-    for base in problem.base_dtypes:
-        if allowance <= offsets[base]:
-            continue
-        choice = solve(problem, base, allowance - offsets[base], theta=theta, tried=tried[base])
-        if choice is not None:
-            found.append((held(problem, seen, base) * promise(problem, base, choice), base, choice))
-    if not found:
-        return None
-    promised, base, choice = max(found)
-    return (base, choice) if promised > WORTH * known else None
+    found = most_saving(problem, seen, tried, theta, offsets, allowance)
+    return found[1:] if found is not None and found[0] > WORTH * known else None

@@ -62,20 +62,25 @@ def propose(problem: Problem, seen: Sequence[Seen], tried: Mapping[str, list[Cho
     best, near = best_saving(seen), trust_region(seen)
     for allowance in allowances(problem, seen, theta, offsets):
         for region in dict.fromkeys((near, None)):
-            proposals = []
-            for base in problem.base_dtypes:
-                if allowance < offsets[base]:
-                    continue
-                choice = solve(problem, base, allowance - offsets[base], theta=theta, tried=tried[base], region=region)
-                if choice is None:
-                    continue
-                promised = held(problem, seen, base) * promise(problem, base, choice)
-                if promised > WORTH * best:
-                    proposals.append((promised, base, choice))
-            if proposals:
-                _, base, choice = max(proposals, key=lambda item: item[0])
-                return base, choice
+            found = most_saving(problem, seen, tried, theta, offsets, allowance, region)
+            if found is not None and found[0] > WORTH * best:
+                return found[1:]
     raise Exhausted
+
+
+def most_saving(
+    problem: Problem, seen: Sequence[Seen], tried: Mapping[str, Sequence[Choice]], theta: np.ndarray,
+    offsets: Mapping[str, float], allowance: float, region: Region | None = None,
+) -> tuple[float, str, Choice] | None:  # fmt: skip
+    """(promised saving, base dtype, choice) of the untried map that saves most under an allowance, over all base dtypes."""
+    found = []
+    for base in problem.base_dtypes:
+        if allowance < offsets[base]:
+            continue
+        choice = solve(problem, base, allowance - offsets[base], theta=theta, tried=tried[base], region=region)
+        if choice is not None:
+            found.append((held(problem, seen, base) * promise(problem, base, choice), base, choice))
+    return max(found, key=lambda item: item[0], default=None)
 
 
 def trust_region(seen: Sequence[Seen]) -> Region | None:
