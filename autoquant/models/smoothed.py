@@ -64,6 +64,10 @@ def _scale(model: nn.Module, scaling: Smoothing, sign: int) -> None:
             _multiply(parameter, -exponents[:, None] if is_rows else -exponents)
     for name in scaling.layers:
         layer = _module(model, name)
+        if layer.weight.ndim != 2:
+            raise LayerMapError(
+                f"smoothing lists {name} among the layers that read {scaling.source}: it is no linear layer."
+            )
         inputs = weight_matrix(layer).shape[1]
         found = sign * columns(scaling, inputs)
         _check(name, inputs, len(found))

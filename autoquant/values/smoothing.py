@@ -44,10 +44,13 @@ class Smoothing:
         if not isinstance(value, Mapping):
             raise LayerMapError(f"{where}: each entry of 'smoothing' must be a mapping.")
         reject_unknown(value, ("source", "layers", "head", "exponents"), f"{where}: smoothing", LayerMapError)
+        head = value.get("head") or 0
+        if not isinstance(head, int) or head < 0:
+            raise LayerMapError(f"{where}: 'head' of a smoothing must be a number of channels, or 0, not {head!r}.")
         digits, layers = str(value.get("exponents") or ""), value.get("layers")
         if not digits or set(digits) - set("0123456789abcdef"):
             raise LayerMapError(f"{where}: 'exponents' of a smoothing must be hexadecimal digits, one a channel.")
         if not isinstance(layers, list) or not layers or not value.get("source"):
             raise LayerMapError(f"{where}: a smoothing needs a 'source' and the 'layers' that read it.")
         exponents = tuple(int(digit, 16) + LEAST for digit in digits)
-        return cls(str(value["source"]), tuple(map(str, layers)), exponents, int(value.get("head") or 0))
+        return cls(str(value["source"]), tuple(map(str, layers)), exponents, head)

@@ -82,6 +82,7 @@ def test_what_a_model_has_is_known_and_undone(llama: nn.Module) -> None:
         (replace(NORM, layers=(f"{BLOCK}mlp",)), "no such module"),
         (replace(NORM, exponents=(0, 1)), "2 channels, but .*input_layernorm has 32"),
         (replace(GATED, layers=(QKV[0],)), "64 channels, but .*q_proj has 32"),
+        (replace(NORM, layers=(f"{BLOCK}post_attention_layernorm",)), "no linear layer"),
         (replace(HEADS, head=5), "heads of 5"),
     ],
 )
@@ -98,6 +99,8 @@ def test_a_smoothing_survives_its_text() -> None:
         {**NORM.to_dict(), "exponents": "8g"},
         {**NORM.to_dict(), "layers": []},
         {**NORM.to_dict(), "x": 1},
+        {**NORM.to_dict(), "head": "x"},
+        {**NORM.to_dict(), "head": -8},
         "8",
     ):
         with pytest.raises(LayerMapError, match="file"):
