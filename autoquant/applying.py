@@ -18,6 +18,7 @@ from autoquant.models.layers import inspect
 from autoquant.models.loading import architectures, load_model, resolve, task_for
 from autoquant.models.smoothed import smoothed
 from autoquant.profile import input_ranges
+from autoquant.schemes import get_scheme
 from autoquant.tasks import TASKS, Task, make
 from autoquant.tasks.base import batches
 from autoquant.values import LayerMap
@@ -72,19 +73,27 @@ def _auto_class(path: Path, task: str | None, found: LayerMap) -> str:
 
 
 def _calibrated(model: nn.Module, found: LayerMap, task: Task | None) -> LayerMap:
-    """The map with the ranges of its static schemes calibrated on `task`'s calibration split, if there is one."""
-    static = {name for name, scheme in found.layers.items() if scheme.endswith("/a8-static")}
-    if task is None or not static:
-        missing = static - set(found.input_absmax)
-        if missing:
-            raise LayerMapError(
-                f"Layer '{sorted(missing)[0]}' has a static scheme but the map holds no range for it. "
-                "Give calibration data: --task and --data."
-            )
+    """The map with its static ranges and outlier channels calibrated on `task`'s calibration split, if there is one."""
+    schemes = {name: get_scheme(scheme) for name, scheme in found.layers.items()}
+    static = {name for name, scheme in schemes.items() if scheme.is_static}
+    wide = {name for name, scheme in schemes.items() if scheme.has_outliers}
+    if task is None or not static | wide:
+        for names, known, what in (
+            (static, found.input_absmax, "a static scheme but the map holds no range"),
+            (wide, found.outliers, "a scheme with outlier channels but the map names none"),
+        ):
+            if missing := sorted(names - set(known)):
+                raise LayerMapError(
+                    f"Layer '{missing[0]}' has {what} for it. Give calibration data: --task and --data."
+                )
         return found
-    layers = [layer for layer in inspect(model).layers if layer.name in static]
+    layers = [layer for layer in inspect(model).layers if layer.name in static | wide]
     model = smoothed(model, found.smoothing)
     with input_ranges(model, layers) as ranges, torch.no_grad():
         for rows in batches(task, "calibration", 16):
             task.forward(model, task.batch("calibration", rows))
-    return replace(found, input_absmax={name: item.absmax for name, item in ranges.items()})
+    return replace(
+        found,
+        input_absmax={name: item.absmax for name, item in ranges.items() if name in static},
+        outliers={name: item.outliers for name, item in ranges.items() if name in wide},
+    )

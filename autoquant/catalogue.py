@@ -20,6 +20,8 @@ def _scheme(name: str) -> str:
     weights = f"int8 weights per {scheme.weights.strategy}, {'symmetric' if scheme.weights.symmetric else 'asymmetric'}"
     if scheme.input is None:
         return f"{weights}; activations untouched"
+    if scheme.has_outliers:
+        return f"{weights}; int8 activations, dynamic, per token, outlier channels in 16 bits"
     how = f"dynamic, per {scheme.input.strategy}" if scheme.input.dynamic else "static, calibrated per tensor"
     return f"{weights}; int8 activations, {how}"
 

@@ -39,8 +39,7 @@ def checkpoint_of(session: Session, layer_map: LayerMap) -> Path:
 
 
 def key_of(layer_map: LayerMap) -> str:
-    kept = [layer_map.base_dtype, layer_map.layers, layer_map.input_absmax]
-    return artifacts.fingerprint([*kept, [scaling.to_dict() for scaling in layer_map.smoothing]])[:8]
+    return artifacts.fingerprint(layer_map.effect())[:8]
 
 
 def measure(session: Session, name: str, path: Path | None) -> dict[str, Any]:

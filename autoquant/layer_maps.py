@@ -6,6 +6,7 @@ import torch
 
 from autoquant.checkpoint import format_for
 from autoquant.models.smoothed import smoothing_of
+from autoquant.schemes import SCHEMES
 from autoquant.session import Session, now
 from autoquant.values import Candidate, LayerMap, Profile
 
@@ -13,12 +14,13 @@ from autoquant.values import Candidate, LayerMap, Profile
 def make_map(session: Session, candidate: Candidate, profile: Profile) -> LayerMap:
     """The layer map of a candidate, with what it was found on."""
     task = session.task.describe()
-    static = {name for name, scheme in candidate.layers.items() if scheme.endswith("/a8-static")}
+    schemes = {name: SCHEMES[scheme] for name, scheme in candidate.layers.items()}
     return LayerMap(
         layers=dict(candidate.layers),
         base_dtype=candidate.base_dtype,
         groups=tuple(tuple(layer.name for layer in group.layers) for group in session.groups if len(group.layers) > 1),
-        input_absmax={name: value for name, value in input_absmax(profile).items() if name in static},
+        input_absmax={name: value for name, value in input_absmax(profile).items() if schemes[name].is_static},
+        outliers={name: found for name, found in outliers(profile).items() if schemes[name].has_outliers},
         format=format_for(session.inventory.layers, candidate.layers, candidate.base_dtype, model=session.model),
         model={
             "name": session.loaded.source,
@@ -48,3 +50,7 @@ def make_map(session: Session, candidate: Candidate, profile: Profile) -> LayerM
 
 def input_absmax(profile: Profile) -> dict[str, float]:
     return {name: stat.input_absmax for name, stat in profile.stats.items() if stat.input_absmax is not None}
+
+
+def outliers(profile: Profile) -> dict[str, tuple[int, ...]]:
+    return {name: stat.outliers for name, stat in profile.stats.items() if stat.outliers is not None}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from autoquant import artifacts
-from autoquant.layer_maps import input_absmax
+from autoquant.layer_maps import input_absmax, outliers
 from autoquant.price import measure_price
 from autoquant.profile import measure_profile
 from autoquant.schemes import SCHEMES
@@ -60,6 +60,7 @@ def profile_stage(session: Session) -> Profile:
     if (value := session.resume_from(path, made_from)) is not None:
         profile = Profile.from_dict(value)
         session.assembler.input_absmax.update(input_absmax(profile))
+        session.assembler.outliers.update(outliers(profile))
         return profile
     with session.progress.bar("profile", "batch") as update:
         profile = measure_profile(

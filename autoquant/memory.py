@@ -63,6 +63,21 @@ class MappedFiles:
             self.give_back(low, high - low)
 
 
+HUGE = 2 * 2**20
+"""Bytes of a huge page on x86."""
+
+
+def prefer_huge_pages(address: int, size: int) -> None:
+    """Have fresh memory of many MiB handed out in pages of 2 MiB: by 4 KiB, the first touch of 50 MB takes 20 ms and more.
+
+    Memory of less than four such pages is left as it is; elsewhere than on Linux nothing happens.
+    """
+    start, end = -(-address // HUGE) * HUGE, (address + size) // HUGE * HUGE
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if end - start >= 3 * HUGE and advice is not None:
+        _library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
+
+
 def trim() -> None:
     """Give back what malloc keeps of the memory that was freed; nothing happens where there is no glibc."""
     with contextlib.suppress(AttributeError, OSError):

@@ -31,4 +31,4 @@ def charge_run(session: Session, maps: Sequence[LayerMap]) -> Charge:
 
 def map_fingerprint(layer_map: LayerMap) -> str:
     """Of what a map does to a model, whatever it was found on."""
-    return fingerprint([layer_map.base_dtype, dict(layer_map.layers), dict(layer_map.input_absmax)])
+    return fingerprint(layer_map.effect())

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from autoquant.checkpoint.formats import cannot_hold
+from autoquant.checkpoint.outliers import outlier_problem
 from autoquant.errors import LayerMapError
 from autoquant.models.layers import fingerprint_architecture, fingerprint_model, inspect
 from autoquant.runtimes import RUNTIMES, Runtime
@@ -26,8 +27,8 @@ def apply_map(model: nn.Module, layer_map: LayerMap, *, runtime: Runtime | None 
 
     Raises:
         LayerMapError: layers that are only in the map or only in the model (with the nearest names), schemes that a
-            layer cannot have, tied layers whose weights would differ, a static scheme without `input_absmax`, or a
-            format that cannot hold the map. All problems are listed.
+            layer cannot have, tied layers whose weights would differ, a static scheme without `input_absmax`, one with
+            outlier channels without (or with impossible) `outliers`, or a format that cannot hold the map. All are listed.
     """
     runtime = runtime or RUNTIMES["torch"]()
     layers = inspect(model).layers
@@ -78,6 +79,8 @@ def _scheme_problems(layer: Layer, layer_map: LayerMap, runtime: Runtime) -> lis
         return [f"{layer.name}: {scheme.name} needs a calibrated range under 'input_absmax'; or write a8-token"]
     if scheme.is_static and not 0 <= layer_map.input_absmax[layer.name] < float("inf"):
         return [f"{layer.name}: input_absmax must be finite and not negative, not {layer_map.input_absmax[layer.name]}"]
+    if scheme.has_outliers and (problem := outlier_problem(layer_map.outliers.get(layer.name, ()), layer.shape[1])):
+        return [f"{layer.name}: {scheme.name} needs outlier channels under 'outliers', {problem}; or write a8-token"]
     return []
 
 

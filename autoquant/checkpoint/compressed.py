@@ -11,13 +11,15 @@ Facts about its reader (compressed-tensors 0.20 in transformers 5.23) that this 
   or not: `cannot_hold_model` finds out.
 - For `token` activations it keeps the first two axes of the input: (batch, tokens, width) gets a scale a token as it
   should, but (batch, width), the input of a classifier on a pooled state, gets one scale for the whole batch.
+- It has no word for outlier channels. A layer with such is one whose weights alone are quantized, to other readers, which
+  are more exact with it then; the channels stand under a key of their own that they do not look at.
 - It expands the weights in a hook on the model's first call. Who calls `model.forward` itself (sentence-transformers
   does) finds int8 codes there, unless the model was opened with `CompressedTensorsConfig(dequantize=True)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -27,7 +29,8 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 
-from autoquant.checkpoint.format import Format
+from autoquant.checkpoint.format import Format, StoredScheme
+from autoquant.checkpoint.outliers import read, written
 from autoquant.checkpoint.targets import match, targets
 from autoquant.errors import CheckpointError, SchemeError
 from autoquant.schemes import SCHEMES
@@ -36,6 +39,7 @@ from autoquant.values import Layer, QuantizationArgs, Scheme
 LAYOUT = "int-quantized"
 """compressed-tensors' name for: `weight` int8, `weight_scale`, `weight_zero_point` if asymmetric."""
 
+OUTLIERS = "/a8-outlier"
 READABLE = ("int-quantized", "naive-quantized")
 
 
@@ -61,11 +65,14 @@ class CompressedTensors(Format):
             return None if scheme.dtype == base_dtype else f"{scheme.dtype} differs from the base dtype {base_dtype}"
         return None if layer.kind in ("linear", "embedding") else f"its reader does not quantize a {layer.kind}"
 
-    def write(self, model: nn.Module, schemes: Mapping[str, Scheme], base_dtype: str) -> dict[str, Any]:
+    def write(
+        self, model: nn.Module, schemes: Mapping[str, Scheme], base_dtype: str, outliers: Mapping[str, Sequence[int]]
+    ) -> dict[str, Any]:
         quantized: dict[Scheme, list[str]] = {}
         for name, scheme in schemes.items():
             if not scheme.is_float:
-                quantized.setdefault(scheme, []).append(name)
+                told = SCHEMES[scheme.name.removesuffix(OUTLIERS)]
+                quantized.setdefault(told, []).append(name)
         return {
             "quant_method": self.name,
             "format": LAYOUT,
@@ -84,21 +91,24 @@ class CompressedTensors(Format):
             "ignore": targets([name for name, scheme in schemes.items() if scheme.is_float], model),
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
+            **written(schemes, outliers),
         }
 
-    def read(self, config: Mapping[str, Any], model: nn.Module, where: str) -> dict[str, Scheme]:
+    def read(self, config: Mapping[str, Any], model: nn.Module, where: str) -> dict[str, StoredScheme]:
         if config.get("kv_cache_scheme"):
             raise CheckpointError(f"{where} quantizes its key/value cache, which autoquant does not run. {_OTHER}")
         groups = list((config.get("config_groups") or {}).values())
         if not all(isinstance(group, dict) for group in groups):
             raise CheckpointError(f"{where}: config_groups with named presets are not read. {_OTHER}")
         of_target = {target: _scheme(group, config, where) for group in groups for target in group["targets"]}
-        ignore = list(config.get("ignore") or [])
+        ignore, outliers = list(config.get("ignore") or []), read(config, where)
         found = {}
         for name, module in model.named_modules():
             target = match(name, module, of_target)
             if target is not None and match(name, module, ignore) is None:
-                found[name] = of_target[target]
+                told = of_target[target]
+                scheme = SCHEMES[told.name + OUTLIERS] if name in outliers and told.input is None else told
+                found[name] = StoredScheme(scheme, outliers.get(name, ()))
         return found
 
 

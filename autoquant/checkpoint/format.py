@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
+from autoquant.checkpoint.outliers import outlier_problem
+from autoquant.errors import CheckpointError
 from autoquant.values import Layer, Scheme
+
+
+@dataclass(frozen=True)
+class StoredScheme:
+    """What a config says of one layer: its scheme, and the outlier channels of its input, if that has such."""
+
+    scheme: Scheme
+    outliers: tuple[int, ...] = ()
+
+    def check(self, layer: Layer, where: str) -> None:
+        """Raises CheckpointError: the outlier channels cannot be those of this layer."""
+        if self.scheme.has_outliers and (problem := outlier_problem(self.outliers, layer.shape[1])):
+            raise CheckpointError(f"{where}: 'outliers' of {layer.name} must be {problem}. Write the checkpoint again.")
 
 
 class Format(ABC):
@@ -32,17 +48,20 @@ class Format(ABC):
         """None if a layer under this scheme can be described, otherwise the reason it cannot."""
 
     @abstractmethod
-    def write(self, model: nn.Module, schemes: Mapping[str, Scheme], base_dtype: str) -> dict[str, Any]:
+    def write(
+        self, model: nn.Module, schemes: Mapping[str, Scheme], base_dtype: str, outliers: Mapping[str, Sequence[int]]
+    ) -> dict[str, Any]:
         """The `quantization_config` for config.json.
 
         Args:
             model: read for its names only.
             schemes: every layer and its scheme; at least one is not the base dtype.
+            outliers: outlier channels of the layers whose scheme has such.
         """
 
     @abstractmethod
-    def read(self, config: Mapping[str, Any], model: nn.Module, where: str) -> dict[str, Scheme]:
-        """Layer name in `model` → scheme, of the layers that are not plain modules in the base dtype.
+    def read(self, config: Mapping[str, Any], model: nn.Module, where: str) -> dict[str, StoredScheme]:
+        """Layer name in `model` → its scheme, of the layers that are not plain modules in the base dtype.
 
         Raises:
             CheckpointError: a scheme that autoquant cannot run, or a newer version of the format.

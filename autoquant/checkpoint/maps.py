@@ -17,6 +17,7 @@ Layer map of autoquant: which layer of the model is stored and computed in which
 Edit it: change the scheme behind a layer's name under 'layers', near the end. Schemes are float32, bfloat16, float16, and
   int8-{channel|tensor}-{sym|asym}               weights in int8, expanded as they are used (embeddings: these only)
   int8-{channel|tensor}-{sym|asym}/a8-token      inputs in int8 as well, one scale a token
+  int8-{channel|tensor}-{sym|asym}/a8-outlier    … and 16 bits for the channels in 'outliers'
   int8-{channel|tensor}-{sym|asym}/a8-tensor     … one scale a call
   int8-{channel|tensor}-{sym|asym}/a8-static     … one calibrated scale, from 'input_absmax'
 Layers that share a weight (see 'groups') need the same weights. After an edit, 'verdict' no longer holds.

@@ -5,13 +5,14 @@ The config names each layer and its scheme. Transformers reads it once autoquant
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
 
 from autoquant.artifacts import SCHEMA_VERSION
-from autoquant.checkpoint.format import Format
+from autoquant.checkpoint.format import Format, StoredScheme
+from autoquant.checkpoint.outliers import read, written
 from autoquant.errors import CheckpointError, nearest
 from autoquant.schemes import SCHEMES
 from autoquant.values import Layer, Scheme
@@ -27,16 +28,19 @@ class Autoquant(Format):
     def cannot_hold(self, layer: Layer, scheme: Scheme, base_dtype: str) -> str | None:
         return None
 
-    def write(self, model: nn.Module, schemes: Mapping[str, Scheme], base_dtype: str) -> dict[str, Any]:
+    def write(
+        self, model: nn.Module, schemes: Mapping[str, Scheme], base_dtype: str, outliers: Mapping[str, Sequence[int]]
+    ) -> dict[str, Any]:
         return {
             "quant_method": self.name,
             "schema_version": SCHEMA_VERSION,
             "base_dtype": base_dtype,
             "base_model_prefix": str(getattr(model, "base_model_prefix", "")),
             "layers": {name: scheme.name for name, scheme in schemes.items() if scheme.dtype != base_dtype},
+            **written(schemes, outliers),
         }
 
-    def read(self, config: Mapping[str, Any], model: nn.Module, where: str) -> dict[str, Scheme]:
+    def read(self, config: Mapping[str, Any], model: nn.Module, where: str) -> dict[str, StoredScheme]:
         version = config.get("schema_version", SCHEMA_VERSION)
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             raise CheckpointError(
@@ -46,6 +50,7 @@ class Autoquant(Format):
         layers = config.get("layers")
         if not isinstance(layers, dict):
             raise CheckpointError(f"{where}: 'layers' must map layer names to schemes. Write the checkpoint again.")
+        outliers = read(config, where)
         known = {name for name, _ in model.named_modules()}
         prefix = str(config.get("base_model_prefix") or "")
         found = {}
@@ -58,5 +63,5 @@ class Autoquant(Format):
             names = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
             here = next((candidate for candidate in names if candidate in known), None)
             if here is not None:
-                found[here] = SCHEMES[scheme]
+                found[here] = StoredScheme(SCHEMES[scheme], outliers.get(name, ()))
         return found

@@ -38,7 +38,9 @@ def load_raw(folder: Path, model: nn.Module | None, device: torch.device, runtim
         raise CheckpointError(f"This {type(model).__name__} has no layer {min(absent)}; {folder} is of another model.")
     base = getattr(torch, str(config.get("base_dtype", "float32")))
     layers = layers_named(model, schemes, where)
-    shapes = {name: stored_shapes(layers[name], schemes[name], get_module(model, name), base) for name in schemes}
+    shapes = {
+        name: stored_shapes(layers[name], schemes[name].scheme, get_module(model, name), base) for name in schemes
+    }
     files = check_files(folder, Autoquant.weights_name)
     targets = _targets(model, set(schemes))
     names = [f"{layer}.{last}" for layer, tensors in shapes.items() for last in tensors] + list(targets)
@@ -59,6 +61,7 @@ def load_raw(folder: Path, model: nn.Module | None, device: torch.device, runtim
     for name, layer in layers.items():
         tensors = {last: read[f"{name}.{last}"].to(device) for last in shapes[name]}
         module = get_module(model, name)
+        schemes[name].check(layer, where)
         if layer.has_bias:
             module.bias = nn.Parameter(tensors["bias"], requires_grad=False)
         try:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from autoquant.checkpoint.format import StoredScheme
 from autoquant.checkpoint.tensors import COMPANIONS
 from autoquant.errors import CheckpointError
 from autoquant.memory import MappedFiles, trim
@@ -22,11 +23,11 @@ class Stored(nn.Module):
     It stands in the model while weights are read, renamed and tied by whoever reads them.
     """
 
-    def __init__(self, layer: Layer, scheme: Scheme, module: nn.Module, base_dtype: torch.dtype) -> None:
+    def __init__(self, layer: Layer, how: StoredScheme, module: nn.Module, base_dtype: torch.dtype) -> None:
         super().__init__()
-        self.layer, self.scheme, self.base_dtype = layer, scheme, base_dtype
+        self.layer, self.how, self.base_dtype = layer, how, base_dtype
         self.origin = (module,)  # a tuple: the float module's parameters are no part of the model any more
-        for name, (shape, dtype) in stored_shapes(layer, scheme, module, base_dtype).items():
+        for name, (shape, dtype) in stored_shapes(layer, how.scheme, module, base_dtype).items():
             empty = torch.empty(shape, dtype=dtype, device="meta")
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
 
@@ -40,7 +41,7 @@ class Stored(nn.Module):
         module = self.origin[0]
         if getattr(module, "bias", None) is not None:
             module.bias = nn.Parameter(tensors["bias"], requires_grad=False)
-        return build(self.layer, self.scheme, module, tensors, runtime, self.base_dtype)
+        return build(self.layer, self.how, module, tensors, runtime, self.base_dtype)
 
 
 def stored_shapes(
@@ -66,7 +67,7 @@ def stored_shapes(
 
 def build(
     layer: Layer,
-    scheme: Scheme,
+    how: StoredScheme,
     module: nn.Module,
     tensors: Mapping[str, Tensor],
     runtime: Runtime,
@@ -85,9 +86,13 @@ def build(
     stored = tensors["weight"]
     matrix = stored.t() if layer.kind == "conv1d" else stored.flatten(1)
     weight: Tensor | QuantizedTensor = matrix
+    scheme = how.scheme
     if scheme.weights is not None:
         weight = QuantizedTensor(matrix, tensors["weight_scale"], tensors.get("weight_zero_point"))
-    return runtime.build(layer, scheme, module, weight, base_dtype=base_dtype, input_scale=tensors.get("input_scale"))
+    outliers = torch.tensor(how.outliers, dtype=torch.int32, device=matrix.device) if scheme.has_outliers else None
+    return runtime.build(
+        layer, scheme, module, weight, base_dtype=base_dtype, input_scale=tensors.get("input_scale"), outliers=outliers
+    )
 
 
 def layers_named(model: nn.Module, names: Iterable[str], where: str) -> dict[str, Layer]:
@@ -105,9 +110,10 @@ def layers_named(model: nn.Module, names: Iterable[str], where: str) -> dict[str
     return {name: layers[name] for name in names}
 
 
-def place(model: nn.Module, schemes: Mapping[str, Scheme], base_dtype: torch.dtype, where: str) -> None:
+def place(model: nn.Module, schemes: Mapping[str, StoredScheme], base_dtype: torch.dtype, where: str) -> None:
     """Put a `Stored` in the place of every layer that `schemes` names."""
     for name, layer in layers_named(model, schemes, where).items():
+        schemes[name].check(layer, where)
         set_module(model, name, Stored(layer, schemes[name], get_module(model, name), base_dtype))
 
 

@@ -78,7 +78,7 @@ def write_checkpoint(
     schemes = schemes_of(inspect(model).layers, layer_map)
     is_float = all(scheme.dtype == layer_map.base_dtype for scheme in schemes.values())
     form = get_format(layer_map.format)
-    config = None if is_float and pretrained else form.write(model, schemes, layer_map.base_dtype)
+    config = None if is_float and pretrained else form.write(model, schemes, layer_map.base_dtype, layer_map.outliers)
     stored = payload(model, layer_map)
     with whole_folder(out) as partial:
         _save_tensors(_file_names(model, stored.tensors), partial, _weights_name(form, config))

@@ -91,7 +91,8 @@ def _of_input(
     errors = x.new_empty(len(parts), *x.shape)
     for error, args in zip(errors, parts, strict=True):
         scale = None if args.dynamic else assembler.input_scale(layer.name, torch.float32).to(x.device)
-        codes, scale = quantize_input(x, args, scale)
+        outliers = assembler.outliers_of(layer.name).to(x.device) if args.outliers else None
+        codes, scale = quantize_input(x, args, scale, outliers)
         torch.sub(codes * scale, x, out=error)
     return (errors.flatten(0, -2) @ weight_matrix(source).detach().float().t()).view(len(parts), *y.shape)
 

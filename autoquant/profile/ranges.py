@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoquant.models.layers import get_module, weight_matrix
+from autoquant.schemes import outlier_channels
 from autoquant.values import Layer, LayerStats
 
 _SAMPLE = 4096
@@ -18,8 +19,24 @@ _SAMPLE = 4096
 
 @dataclass
 class InputRange:
-    absmax: float
+    """What was seen of a layer's input.
+
+    Attributes:
+        channels: (in,) largest absolute value of each channel; of an input that is no rows of channels (an image) all in one.
+        sample: some absolute values of each batch.
+    """
+
+    channels: Tensor
     sample: list[Tensor]
+
+    @property
+    def absmax(self) -> float:
+        return float(self.channels.max())
+
+    @property
+    def outliers(self) -> tuple[int, ...]:
+        """The outlier channels of `schemes.outlier_channels`."""
+        return tuple(outlier_channels(self.channels).tolist())
 
     @property
     def outlier_ratio(self) -> float:
@@ -33,19 +50,21 @@ def input_ranges(model: nn.Module, layers: Sequence[Layer]) -> Iterator[dict[str
     """While open, forward passes of `model` fill the yielded dict: layer → range of its input."""
     ranges: dict[str, InputRange] = {}
 
-    def watch(name: str):
+    def watch(layer: Layer):
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].detach()
-            found = ranges.setdefault(name, InputRange(0.0, []))
-            low, high = torch.aminmax(x)
-            found.absmax = max(found.absmax, -low.item(), high.item())
+            rows = x.reshape(-1, 1 if layer.kind == "conv2d" else x.shape[-1])
+            low, high = torch.aminmax(rows, dim=0)
+            top = torch.maximum(-low, high).float()
+            found = ranges.setdefault(layer.name, InputRange(top, []))
+            found.channels = torch.maximum(found.channels, top)
             flat = x.flatten()
             found.sample.append(flat[:: max(1, flat.numel() // _SAMPLE)].abs().float())
 
         return hook
 
     handles = [
-        get_module(model, layer.name).register_forward_pre_hook(watch(layer.name))
+        get_module(model, layer.name).register_forward_pre_hook(watch(layer))
         for layer in layers
         if layer.kind != "embedding"
     ]
@@ -69,4 +88,5 @@ def weight_stats(model: nn.Module, layer: Layer, found: InputRange | None) -> La
         channel_range_ratio=(rows.max() / rows.median().clamp(min=1e-12)).item(),
         input_absmax=None if found is None else found.absmax,
         outlier_ratio=None if found is None else found.outlier_ratio,
+        outliers=None if found is None or layer.kind == "conv2d" else found.outliers,
     )

@@ -52,7 +52,7 @@ def measure_profile(
     """Score every (layer, scheme) of `schemes` and describe every layer.
 
     The change that a scheme makes to a layer's output is that of its weights and input dequantized, in float32 (see
-    `changes`). Ranges for static schemes are calibrated first and put into `assembler.input_absmax`.
+    `changes`). Ranges for static schemes, and outlier channels, are calibrated first and put into the assembler.
 
     Args:
         schemes: layer → names of the schemes to score.
@@ -77,6 +77,7 @@ def measure_profile(
             progress(number + 1, total)
     passes += 1
     assembler.input_absmax.update({name: found.absmax for name, found in ranges.items()})
+    assembler.outliers.update({name: found.outliers for name, found in ranges.items()})
 
     wanted = {layer.name: [name for name in schemes[layer.name] if name != "float32"] for layer in inventory.layers}
     sums = _Sums(inventory.layers, wanted, assembler, reach if task.positions else None)

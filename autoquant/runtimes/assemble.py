@@ -6,7 +6,7 @@ swapped in place; parameters that are float32 in both are shared with the origin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,14 @@ class Assembler:
     """`assemble(layers, base_dtype)` returns a working copy of the model that runs exactly this map."""
 
     def __init__(
-        self, model: nn.Module, inventory: Inventory, runtime: Runtime, input_absmax: Mapping[str, float] | None = None
-    ) -> None:
+        self, model: nn.Module, inventory: Inventory, runtime: Runtime, input_absmax: Mapping[str, float] | None = None,
+        outliers: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
         self.inventory = inventory
         self.runtime = runtime
         self.input_absmax = dict(input_absmax or {})
+        self.outliers = dict(outliers or {})
         self._copies: dict[str, nn.Module] = {}
         self._floats: dict[tuple[str, str], nn.Module] = {}
         self._weights: dict[tuple[str, QuantizationArgs, str], QuantizedTensor] = {}
@@ -68,7 +70,10 @@ class Assembler:
             else:
                 weight = self.quantized(layer, scheme.weights, base_dtype)
             scale = self.input_scale(layer.name, dtype) if scheme.is_static else None
-            self._modules[key] = self.runtime.build(layer, scheme, source, weight, base_dtype=dtype, input_scale=scale)
+            outliers = self.outliers_of(layer.name) if scheme.has_outliers else None
+            self._modules[key] = self.runtime.build(
+                layer, scheme, source, weight, base_dtype=dtype, input_scale=scale, outliers=outliers
+            )
         return self._modules[key]
 
     def input_scale(self, name: str, dtype: torch.dtype) -> Tensor:
@@ -78,8 +83,19 @@ class Assembler:
                 f"Layer '{name}' has a static activation scheme but no calibrated range: give input_absmax in the map, "
                 "or calibration data with --task and --data."
             )
-        scale = static_scale(self.input_absmax[name], dtype, f"the input of {name}")
-        return scale.to(weight_matrix(get_module(self.model, name)).device)
+        return self._beside(name, static_scale(self.input_absmax[name], dtype, f"the input of {name}"))
+
+    def outliers_of(self, name: str) -> Tensor:
+        """int32 (some,) outlier channels of a calibrated layer's input, where the model is."""
+        if name not in self.outliers:
+            raise LayerMapError(
+                f"Layer '{name}' has a scheme with outlier channels, which are not known: give outliers in the map, or "
+                "calibration data with --task and --data."
+            )
+        return self._beside(name, torch.tensor(list(self.outliers[name]), dtype=torch.int32))
+
+    def _beside(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(weight_matrix(get_module(self.model, name)).device)
 
     def forget(self, keep: Mapping[str, str] | None = None) -> None:
         """Free all cached weights and modules (all but those of `keep`) to make room."""

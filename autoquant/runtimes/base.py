@@ -53,6 +53,7 @@ class Runtime(ABC):
         *,
         base_dtype: torch.dtype,
         input_scale: Tensor | None = None,
+        outliers: Tensor | None = None,
     ) -> nn.Module:
         """A module that takes the place of `module`: same inputs, same outputs in `base_dtype`.
 
@@ -60,6 +61,7 @@ class Runtime(ABC):
             module: the float module (its weight may be on the meta device); bias and geometry are read from it.
             weight: (out, in) int8 codes for an int8 scheme, or the float matrix in the scheme's dtype.
             input_scale: (1,) for a static scheme: absmax / 127.5, in the dtype it is stored in.
+            outliers: int32 (some,) channels of the input, for a scheme that has them.
         """
 
     def serve(self, model: nn.Module) -> nn.Module:
@@ -89,4 +91,12 @@ def cannot_have(layer: Layer, scheme: Scheme) -> str | None:
         return None if scheme.weights.strategy == "channel" else "embeddings are quantized per row (channel)"
     if layer.kind == "conv2d" and scheme.input is not None and not layer.patchify:
         return "int8 products only for convolutions whose kernel equals their stride"
+    if scheme.has_outliers and layer.kind == "conv2d":
+        return "outlier channels are of linear layers"
+    if scheme.has_outliers and layer.shape[1] < LEAST_INPUTS:
+        return f"outlier channels are of layers with {LEAST_INPUTS} inputs or more"
     return None
+
+
+LEAST_INPUTS = 64
+"""Of fewer, 16 outlier channels would be no few."""

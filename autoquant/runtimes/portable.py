@@ -16,7 +16,7 @@ from autoquant.errors import ModelError, SchemeError
 from autoquant.models.layers import get_module, set_module, share, survey, weight_matrix
 from autoquant.runtimes.base import Runtime
 from autoquant.runtimes.torch_runtime import TorchRuntime
-from autoquant.schemes import SCHEMES, QuantizedTensor
+from autoquant.schemes import SCHEMES, QuantizedTensor, dequantize
 from autoquant.values import Layer, Scheme
 
 
@@ -28,6 +28,7 @@ class LayerTensors:
         weight: codes (out, in) with scales, or the float matrix (out, in) in the scheme's dtype.
         bias: (out,) in the base dtype.
         input_scale: (1,) in the base dtype, for a static scheme.
+        outliers: int32 (some,) channels of the input, for a scheme that has them.
         geometry: of a Conv2d: kernel_size, stride, padding, dilation; otherwise empty.
     """
 
@@ -38,6 +39,21 @@ class LayerTensors:
     input_scale: Tensor | None
     base_dtype: torch.dtype
     geometry: dict[str, Any]
+    outliers: Tensor | None = None
+
+    @property
+    def inliers(self) -> Tensor:
+        """float32 (in,): 0 for an outlier channel, 1 for all others."""
+        found = torch.ones(self.layer.shape[1])
+        if self.outliers is not None:
+            found[self.outliers.long()] = 0.0
+        return found
+
+    @property
+    def outlier_weight(self) -> Tensor:
+        """float32 (out, some): the weight of the outlier channels, expanded."""
+        assert self.outliers is not None and isinstance(self.weight, QuantizedTensor)
+        return dequantize(self.weight, torch.float32).index_select(1, self.outliers.long())
 
     @property
     def window(self) -> tuple[list[int], list[int]]:
@@ -77,7 +93,13 @@ class PortableLayer(nn.Module):
             s = self.tensors
             self._built.append(
                 TorchRuntime().build(
-                    s.layer, s.scheme, _Shell(s), s.weight, base_dtype=s.base_dtype, input_scale=s.input_scale
+                    s.layer,
+                    s.scheme,
+                    _Shell(s),
+                    s.weight,
+                    base_dtype=s.base_dtype,
+                    input_scale=s.input_scale,
+                    outliers=s.outliers,
                 )
             )
         return self._built[0](x)
@@ -118,10 +140,13 @@ class PortableRuntime(Runtime):
         *,
         base_dtype: torch.dtype,
         input_scale: Tensor | None = None,
+        outliers: Tensor | None = None,
     ) -> nn.Module:
         self.require(layer, scheme)
         if scheme.is_static and input_scale is None:
             raise SchemeError("A static activation scheme needs a calibrated input scale.")
+        if scheme.has_outliers and outliers is None:
+            raise SchemeError("A scheme with outlier channels needs to know them (outliers).")
         bias = getattr(module, "bias", None)
         names = ("kernel_size", "stride", "padding", "dilation") if layer.kind == "conv2d" else ()
         return self.module(
@@ -133,6 +158,7 @@ class PortableRuntime(Runtime):
                 input_scale=input_scale,
                 base_dtype=base_dtype,
                 geometry={name: getattr(module, name) for name in names},
+                outliers=outliers,
             )
         ).eval()
 

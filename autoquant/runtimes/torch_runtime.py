@@ -20,7 +20,7 @@ from autoquant.errors import SchemeError
 from autoquant.runtimes import native
 from autoquant.runtimes.base import Runtime
 from autoquant.runtimes.native import avx512
-from autoquant.schemes import QuantizedTensor, dequantize, quantize_input
+from autoquant.schemes import QuantizedTensor, dequantize, quantize_input, split_outliers
 from autoquant.values import Layer, QuantizationArgs, Scheme
 
 _FEW_ROWS = 16
@@ -42,6 +42,7 @@ class TorchRuntime(Runtime):
         *,
         base_dtype: torch.dtype,
         input_scale: Tensor | None = None,
+        outliers: Tensor | None = None,
     ) -> nn.Module:
         self.require(layer, scheme)
         bias = getattr(module, "bias", None)
@@ -53,7 +54,7 @@ class TorchRuntime(Runtime):
         elif layer.kind == "conv2d":
             built = Int8Conv2d(weight, bias, scheme.input, base_dtype, input_scale, module)
         else:
-            built = Int8Linear(weight, bias, scheme.input, base_dtype, input_scale)
+            built = Int8Linear(weight, bias, scheme.input, base_dtype, input_scale, outliers)
         built.scheme_name = scheme.name  # type: ignore[assignment]
         return built.eval()
 
@@ -85,7 +86,7 @@ class Int8Linear(nn.Module):
         weight: int8 (in, out) for an integer product (the layout `_int_mm` reads fastest), (out, in) for weight only; empty
             while it is packed.
         weight_scale: float32 (out,); zero_point: float32 (out,) or None; bias: base dtype (out,) or None.
-        input_scale: float32 (1,) for a static scheme.
+        input_scale: float32 (1,) for a static scheme. outliers: int32 (some,) for a scheme with outlier channels.
     """
 
     weight: Tensor
@@ -94,10 +95,11 @@ class Int8Linear(nn.Module):
     bias: Tensor | None
     bias32: Tensor | None
     input_scale: Tensor | None
+    outliers: Tensor | None
 
     def __init__(
         self, weight: QuantizedTensor, bias: Tensor | None, input: QuantizationArgs | None, dtype: torch.dtype,
-        input_scale: Tensor | None, pack: bool = True,
+        input_scale: Tensor | None, outliers: Tensor | None = None, pack: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         out, self.in_features = weight.values.shape
@@ -114,6 +116,9 @@ class Int8Linear(nn.Module):
         self.register_buffer("input_scale", None if input_scale is None else input_scale.float().reshape(1))
         if input is not None and not input.dynamic and input_scale is None:
             raise SchemeError("A static activation scheme needs a calibrated input scale.")
+        if input is not None and input.outliers and outliers is None:
+            raise SchemeError("A scheme with outlier channels needs to know them (outliers).")
+        self.register_buffer("outliers", outliers if input is not None and input.outliers else None)
         self._packed: avx512.PackedLinear | None = None
         if pack and dtype is not torch.float16 and self._can_pack():
             self._pack(weight.values)
@@ -134,7 +139,7 @@ class Int8Linear(nn.Module):
         """values: (out, in)."""
         zero = None if self.zero_point is None else self.zero_point[:, None]
         weight = QuantizedTensor(values, self.weight_scale[:, None], zero)
-        self._packed = avx512.PackedLinear.pack(weight, self.bias32, self.input, self.input_scale)
+        self._packed = avx512.PackedLinear.pack(weight, self.bias32, self.input, self.input_scale, self.outliers)
         self.weight = torch.empty(0, dtype=torch.int8)
 
     def _unpack(self) -> None:
@@ -159,7 +164,7 @@ class Int8Linear(nn.Module):
 
     def _integer(self, x: Tensor) -> Tensor:
         assert self.input is not None
-        if x.device.type == "cpu" and native.available(x.dtype) and not x.requires_grad:
+        if x.device.type == "cpu" and native.available(x.dtype) and not x.requires_grad and self.outliers is None:
             codes, scales, sums = native.quantize_rows(
                 x.contiguous(),
                 scale=self.input_scale,
@@ -168,8 +173,13 @@ class Int8Linear(nn.Module):
             )
             acc = _int_mm(codes, self.weight)
             return native.finish(acc, scales, self.weight_scale, self.zero_point, sums, self.bias32, x.dtype)
-        codes, scale = quantize_input(x, self.input, self.input_scale)
-        acc = _int_mm(codes, self.weight).float()
+        codes, scale = quantize_input(x, self.input, self.input_scale, self.outliers)
+        if self.outliers is None:
+            acc = _int_mm(codes, self.weight).float()
+        else:
+            low, high = split_outliers(codes, self.outliers)
+            wide = self.weight.index_select(0, self.outliers.long())
+            acc = (_int_mm(low, self.weight) + _int_mm(high, wide) * 256).float()
         if self.zero_point is not None:
             acc = acc - codes.sum(-1, keepdim=True, dtype=torch.int32).float() * self.zero_point
         y = acc * (scale * self.weight_scale)

@@ -1,18 +1,30 @@
 """Numerics: quantize, dequantize and count the bytes of a tensor; the table of schemes. Nothing here knows a model."""
 
-from autoquant.schemes.integer import QuantizedTensor, dequantize, quantize, quantize_input, static_scale
+from autoquant.schemes.integer import (
+    OUTLIER_MAX,
+    QuantizedTensor,
+    dequantize,
+    outlier_channels,
+    quantize,
+    quantize_input,
+    split_outliers,
+    static_scale,
+)
 from autoquant.schemes.size import dtype_bytes, layer_bytes
 from autoquant.schemes.table import SCHEMES, get_scheme, project
 
 __all__ = [
+    "OUTLIER_MAX",
     "SCHEMES",
     "QuantizedTensor",
     "dequantize",
     "dtype_bytes",
     "get_scheme",
     "layer_bytes",
+    "outlier_channels",
     "project",
     "quantize",
     "quantize_input",
+    "split_outliers",
     "static_scale",
 ]

@@ -15,6 +15,7 @@ _INPUTS = {
     "": None,
     "/a8-tensor": QuantizationArgs("tensor", dynamic=True),
     "/a8-token": QuantizationArgs("token", dynamic=True),
+    "/a8-outlier": QuantizationArgs("token", dynamic=True, outliers=True),
     "/a8-static": QuantizationArgs("tensor", dynamic=False),
 }
 
@@ -27,7 +28,8 @@ SCHEMES: dict[str, Scheme] = {
     },
 }
 """Name → scheme: three float dtypes, and int8 weights {tensor, channel} × {sym, asym} × activations
-{none (weight only), a8-tensor (dynamic, one scale a call), a8-token (dynamic, one a row), a8-static (calibrated)}."""
+{none (weight only), a8-tensor (dynamic, one scale a call), a8-token (dynamic, one a row), a8-outlier (the same, with 16 bits
+for the calibrated outlier channels), a8-static (calibrated)}."""
 
 
 def get_scheme(name: str) -> Scheme:

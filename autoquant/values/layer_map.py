@@ -10,7 +10,9 @@ from autoquant.errors import LayerMapError, SchemeError, nearest, reject_unknown
 from autoquant.values.layer import FLOAT_DTYPES
 from autoquant.values.smoothing import Smoothing
 
-KEYS = ("format", "base_dtype", "layers", "groups", "input_absmax", "model", "found_on", "verdict", "smoothing")
+KEYS = (
+    "format", "base_dtype", "layers", "groups", "input_absmax", "outliers", "model", "found_on", "verdict", "smoothing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class LayerMap:
         base_dtype: dtype of all weights that no layer names, and of the activations between layers.
         groups: layers that share one choice (tied weights, fused projections), by layer names.
         input_absmax: calibrated largest absolute input of each layer that runs a static scheme.
+        outliers: input channels with the largest values, of each layer that runs a scheme with outlier channels.
         format: checkpoint format that can hold this map: `compressed-tensors` or `autoquant`.
         model: fingerprint, class and name of the model that it was found on.
         found_on: task, data, hardware, runtime, budget, seed.
@@ -33,6 +36,7 @@ class LayerMap:
     base_dtype: str = "float32"
     groups: tuple[tuple[str, ...], ...] = ()
     input_absmax: Mapping[str, float] = field(default_factory=dict)
+    outliers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     format: str = "compressed-tensors"
     model: Mapping[str, Any] = field(default_factory=dict)
     found_on: Mapping[str, Any] = field(default_factory=dict)
@@ -45,6 +49,11 @@ class LayerMap:
                 f"base_dtype: unknown dtype '{self.base_dtype}'.{nearest(self.base_dtype, FLOAT_DTYPES)}"
             )
 
+    def effect(self) -> list[Any]:
+        """What the map does to a model, whatever it was found on; plain data."""
+        kept = [self.base_dtype, dict(self.layers), dict(self.input_absmax)]
+        return [*kept, {k: list(v) for k, v in self.outliers.items()}, [one.to_dict() for one in self.smoothing]]
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": self.format,
@@ -54,6 +63,7 @@ class LayerMap:
             "verdict": dict(self.verdict),
             "groups": [list(group) for group in self.groups],
             "input_absmax": {name: float(value) for name, value in self.input_absmax.items()},
+            **({"outliers": {name: list(found) for name, found in self.outliers.items()}} if self.outliers else {}),
             "layers": dict(self.layers),
             **({"smoothing": [scaling.to_dict() for scaling in self.smoothing]} if self.smoothing else {}),
         }
@@ -75,9 +85,12 @@ class LayerMap:
                 raise SchemeError(
                     f"{where}: layer '{name}' has the unknown scheme '{scheme}'.{nearest(scheme, known_schemes)}"
                 )
-        for key in ("input_absmax", "model", "found_on", "verdict"):
+        for key in ("input_absmax", "outliers", "model", "found_on", "verdict"):
             if not isinstance(value.get(key) or {}, dict):
                 raise LayerMapError(f"{where}: '{key}' must be a mapping.")
+        for name, channels in (value.get("outliers") or {}).items():
+            if not isinstance(channels, list) or not all(type(channel) is int for channel in channels):
+                raise LayerMapError(f"{where}: 'outliers' of {name} must be a list of channel numbers.")
         groups = value.get("groups") or []
         if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
             raise LayerMapError(f"{where}: 'groups' must be a list of lists of layer names.")
@@ -89,6 +102,7 @@ class LayerMap:
             base_dtype=str(value.get("base_dtype", "float32")),
             groups=tuple(tuple(str(name) for name in group) for group in groups),
             input_absmax={str(k): float(v) for k, v in (value.get("input_absmax") or {}).items()},
+            outliers={str(k): tuple(v) for k, v in (value.get("outliers") or {}).items()},
             format=str(value.get("format", "compressed-tensors")),
             model=value.get("model") or {},
             found_on=value.get("found_on") or {},

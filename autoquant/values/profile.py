@@ -16,6 +16,7 @@ class LayerStats:
         channel_range_ratio: largest row range over the median row range (1 when all rows are alike).
         input_absmax: largest absolute input on the calibration data; None for an embedding.
         outlier_ratio: `input_absmax` over the 99.9th percentile of |input|.
+        outliers: the input channels with the largest values, which a scheme with outlier channels gives 16 bits.
     """
 
     weight_min: float
@@ -24,6 +25,7 @@ class LayerStats:
     channel_range_ratio: float
     input_absmax: float | None = None
     outlier_ratio: float | None = None
+    outliers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,5 +56,10 @@ class Profile:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Profile:
-        stats = {name: LayerStats(**item) for name, item in value["stats"].items()}
+        stats = {name: _stats(item) for name, item in value["stats"].items()}
         return cls(**{**value, "stats": stats})
+
+
+def _stats(value: Mapping[str, Any]) -> LayerStats:
+    outliers = value.get("outliers")
+    return LayerStats(**{**value, "outliers": None if outliers is None else tuple(outliers)})

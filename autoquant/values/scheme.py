@@ -15,6 +15,10 @@ class QuantizationArgs:
     (1,) for strategy `tensor` and (out, 1) for `channel`. An activation of shape (..., in) has one scale for the
     whole tensor (`tensor`) or one for each row (..., 1) (`token`); `dynamic` ones are computed at every call, static
     ones are calibrated beforehand and stored.
+
+    Attributes:
+        outliers: a few calibrated channels, whose values are far larger than the others', have codes of 16 bits (no field of
+            compressed-tensors).
     """
 
     strategy: str
@@ -22,12 +26,15 @@ class QuantizationArgs:
     type: str = "int"
     symmetric: bool = True
     dynamic: bool = False
+    outliers: bool = False
 
     def __post_init__(self) -> None:
         if self.strategy not in ("tensor", "channel", "token"):
             raise SchemeError(f"Unknown strategy '{self.strategy}'. Valid: tensor, channel, token.")
         if self.type != "int" or self.num_bits != 8:
             raise SchemeError(f"Only int with 8 bits is supported, not {self.type} with {self.num_bits}.")
+        if self.outliers and (self.strategy != "token" or not self.dynamic):
+            raise SchemeError("Only dynamic inputs with one scale a token can have outlier channels.")
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ class Scheme:
     @property
     def is_float(self) -> bool:
         return self.dtype is not None
+
+    @property
+    def has_outliers(self) -> bool:
+        """Needs to know the outlier channels of its input."""
+        return self.input is not None and self.input.outliers
 
     @property
     def is_static(self) -> bool:

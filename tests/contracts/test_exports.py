@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from autoquant.exports import EXPORTS, Export, export, load, weight_bytes
 from autoquant.models.layers import inspect
 from autoquant.schemes import SCHEMES, project
 from autoquant.values import LayerMap
+from tests.maps import some_outliers
 
 MODELS = {
     "bert": (tiny.bert, AutoModel),
@@ -85,7 +87,7 @@ def make(folder: Path, name: str, kind: Export | None, base: str) -> tuple[PreTr
         if layer.tied_to is not None:
             chosen[layer.name] = chosen[layer.tied_to] = "int8-channel-sym"
     absmax = calibrated(model, batch(name, 4, 12))
-    made = LayerMap(layers=chosen, base_dtype=base, input_absmax=absmax)
+    made = LayerMap(layers=chosen, base_dtype=base, input_absmax=absmax, outliers=some_outliers(layers))
     made = replace(made, format=format_for(layers, chosen, base, model=model))
     write_checkpoint(model, made, folder / "checkpoint", source=source)
     return model, folder / "checkpoint"
@@ -105,7 +107,7 @@ class Own(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.first, self.second = nn.Embedding(40, 16), nn.Linear(16, 24), nn.Linear(24, 6)
+        self.table, self.first, self.second = nn.Embedding(40, 64), nn.Linear(64, 72), nn.Linear(72, 6)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.second(torch.relu(self.first(self.table(ids))))
@@ -120,7 +122,7 @@ def test_every_scheme_is_written_as_it_is_or_refused(kind: Export, scheme: str, 
     table = table if "channel" in table else base
     made = LayerMap(
         layers={"table": table, "first": scheme, "second": scheme}, base_dtype=base, format="autoquant",
-        input_absmax=dict.fromkeys(("first", "second"), 3.0),
+        input_absmax=dict.fromkeys(("first", "second"), 3.0), outliers=some_outliers(inspect(model).layers),
     )  # fmt: skip
     write_checkpoint(model, made, tmp_path / "checkpoint")
     out, example = tmp_path / "out", {"ids": ids[:2]}
@@ -211,22 +213,25 @@ def test_the_folder_is_whole(kind: Export, tmp_path: Path) -> None:
         export(tmp_path / "out", kind.name, tmp_path / "again")
 
 
-@pytest.mark.parametrize("scheme", ["int8-channel-sym/a8-token", "int8-channel-sym/a8-static", "int8-channel-sym"])
+@pytest.mark.parametrize(
+    "scheme",
+    ["int8-channel-sym/a8-token", "int8-channel-sym/a8-outlier", "int8-channel-sym/a8-static", "int8-channel-sym"],
+)
 def test_values_that_are_not_finite_do_not_come_out_as_numbers(kind: Export, scheme: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 6)).eval()
+    model = nn.Sequential(nn.Linear(64, 72), nn.GELU(), nn.Linear(72, 6)).eval()
     made = LayerMap(
         layers=dict.fromkeys(("0", "2"), scheme), base_dtype="float32", format="autoquant",
-        input_absmax=dict.fromkeys(("0", "2"), 3.0),
+        input_absmax=dict.fromkeys(("0", "2"), 3.0), outliers=some_outliers(inspect(model).layers),
     )  # fmt: skip
     write_checkpoint(model, made, tmp_path / "checkpoint")
-    x = torch.randn(4, 16)
+    x = torch.randn(4, 64)
     export(tmp_path / "checkpoint", kind.name, tmp_path / "out", model=model, example={"input": x})
     loaded = load(tmp_path / "out")
     clean = loaded(input=x)
-    for bad in (torch.nan, torch.inf, -torch.inf):
+    for bad, place in itertools.product((torch.nan, torch.inf, -torch.inf), (3, 4)):  # 4 is an outlier channel
         spoilt = x.clone()
-        spoilt[2, 3] = bad
+        spoilt[2, place] = bad
         found = loaded(input=spoilt)
         assert not bool(found[2].isfinite().any()) and torch.equal(found[[0, 1, 3]], clean[[0, 1, 3]])
 

@@ -38,6 +38,10 @@ def _no_bias() -> nn.Module:
     return nn.Linear(32, 10, bias=False)
 
 
+def _wide() -> nn.Module:
+    return nn.Linear(83, 70)
+
+
 def _conv1d() -> nn.Module:
     return Conv1D(10, 21)
 
@@ -54,7 +58,7 @@ def _embedding() -> nn.Module:
     return nn.Embedding(10, 21)
 
 
-MODULES = {f.__name__[1:]: f for f in (_linear, _no_bias, _conv1d, _patchify, _general, _embedding)}
+MODULES = {f.__name__[1:]: f for f in (_linear, _no_bias, _wide, _conv1d, _patchify, _general, _embedding)}
 
 
 @dataclass
@@ -70,10 +74,15 @@ class Built:
     def input_scale(self) -> Tensor | None:
         return torch.tensor([ABSMAX / 127.5], dtype=self.dtype) if self.scheme.is_static else None
 
+    @property
+    def outliers(self) -> Tensor | None:
+        return torch.arange(80, 0, -5, dtype=torch.int32) if self.scheme.has_outliers else None
+
     def build(self) -> nn.Module:
         return self.runtime.build(
-            self.layer, self.scheme, self.source, self.weight, base_dtype=self.dtype, input_scale=self.input_scale
-        )
+            self.layer, self.scheme, self.source, self.weight, base_dtype=self.dtype, input_scale=self.input_scale,
+            outliers=self.outliers,
+        )  # fmt: skip
 
     def inputs(self) -> Iterator[Tensor]:
         """Odd numbers of rows, two and three dimensions, no rows, views whose rows are not dense, rows of zeros."""
@@ -91,6 +100,8 @@ class Built:
         x[2] = 0
         x[3, :, 0] = -9  # the extreme value is negative: its code lies on the tie at -127.5
         x[4, :, 1] = 9
+        if self.outliers is not None:
+            x[5:9, :, self.outliers.long()] *= torch.tensor([1.0, 20.0, 200.0, 3000.0])[:, None, None]
         x = x.to(self.dtype)
         yield from (x, x[:1, 0], x[:3, 1], x[:, 0], x[:, 2], x[0], x[:, ::2], x[:0], x[:0, 0], x[0, 0])
         yield torch.randn(width, 6, generator=make).to(self.dtype).t()
@@ -116,7 +127,7 @@ class Built:
     def fake_quantized(self, x: Tensor) -> Tensor:
         if self.scheme.input is None:
             return x.double()
-        codes, scales = quantize_input(x.contiguous(), self.scheme.input, self._float_scale())
+        codes, scales = quantize_input(x.contiguous(), self.scheme.input, self._float_scale(), self.outliers)
         return codes.double() * scales.double()
 
     def ties(self, x: Tensor) -> Tensor | float:
@@ -133,7 +144,7 @@ class Built:
             rows, columns = x.shape[2] // size[0], x.shape[3] // size[1]
             pixels = x[:, :, : rows * size[0], : columns * size[1]].float()
             x = F.unfold(pixels, size, stride=step).transpose(1, 2).to(self.dtype)
-        _, scales = quantize_input(x.contiguous(), self.scheme.input, self._float_scale())
+        _, scales = quantize_input(x.contiguous(), self.scheme.input, self._float_scale(), self.outliers)
         exact = x.double() / scales.double()
         reach = exact.abs() * 2**-7 if self.dtype == torch.bfloat16 else 1e-4
         border = ((exact - exact.floor() - 0.5).abs() < reach) * scales.double()
@@ -212,7 +223,7 @@ def test_it_runs_what_it_supports_and_refuses_the_rest(
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEMES if "/" in name])
-@pytest.mark.parametrize("kind", ["linear", "no_bias", "patchify"])
+@pytest.mark.parametrize("kind", ["linear", "no_bias", "wide", "patchify"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_passes_and_torch_passes_agree(
     kind: str, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -220,6 +231,8 @@ def test_compiled_passes_and_torch_passes_agree(
     if not native.available(dtype):
         pytest.skip("no compiled passes for this dtype on this machine")
     built = prepare(RUNTIMES["torch"](), kind, name, dtype)
+    if reason := built.runtime.supports(built.layer, built.scheme):
+        pytest.skip(reason)
     module = built.build()
     fast = [run(module, x) for x in built.inputs()]
     monkeypatch.setattr(native, "available", lambda dtype=torch.float32: False)
@@ -248,7 +261,7 @@ def test_compiled_codes_are_the_codes_of_the_definition(strategy: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.parametrize("kind", ["linear", "no_bias", "patchify"])
+@pytest.mark.parametrize("kind", ["linear", "no_bias", "wide", "patchify"])
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_row_that_is_not_finite_gives_no_finite_output(
     runtime: Runtime, kind: str, name: str, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
@@ -264,9 +277,10 @@ def test_a_row_that_is_not_finite_gives_no_finite_output(
     clean[[0, 7]] = 0
     clean = clean.to(dtype)
     expected = run(module, clean).flatten(1)
-    for row, bad in itertools.product((0, 7), (math.nan, -math.nan, math.inf, -math.inf)):
+    places = (-1, -3)  # of the wide layer the second is an outlier channel
+    for row, place, bad in itertools.product((0, 7), places, (math.nan, -math.nan, math.inf, -math.inf)):
         x = clean.clone()
-        x[row].view(-1)[-1] = bad
+        x[row].view(-1)[place] = bad
         y = run(module, x).flatten(1)
         # A float product may give infinity for infinity; an integer product gives NaN.
         assert bool(y[row].isnan().all() if built.scheme.input else (~y[row].isfinite()).all())
@@ -349,8 +363,10 @@ def test_codes_at_the_end_of_their_range_do_not_saturate(runtime: Runtime, isa: 
 
 
 @pytest.mark.parametrize(
-    "name", ["int8-channel-asym/a8-token", "int8-channel-sym/a8-token", "int8-tensor-sym/a8-tensor", "int8-channel-sym"]
-)
+    "name",
+    ["int8-channel-asym/a8-token", "int8-channel-sym/a8-token", "int8-channel-asym/a8-outlier", "int8-tensor-sym/a8-tensor",
+     "int8-channel-sym"],
+)  # fmt: skip
 def test_the_number_of_threads_changes_nothing(runtime: Runtime, name: str) -> None:
     torch.manual_seed(0)
     source, scheme = nn.Linear(160, 130), SCHEMES[name]
@@ -358,7 +374,8 @@ def test_the_number_of_threads_changes_nothing(runtime: Runtime, name: str) -> N
     assert scheme.weights is not None
     if reason := runtime.supports(layer, scheme):
         pytest.skip(f"{runtime.name}: {reason}")
-    module = runtime.build(layer, scheme, source, quantize(source.weight, scheme.weights), base_dtype=torch.float32)
+    weight, outliers = quantize(source.weight, scheme.weights), torch.arange(0, 160, 10, dtype=torch.int32)
+    module = runtime.build(layer, scheme, source, weight, base_dtype=torch.float32, outliers=outliers)
     x = torch.randn(150, 160)  # enough elements that the passes take both threads
     before = torch.get_num_threads()
     try:
@@ -377,6 +394,15 @@ def test_a_static_scheme_needs_its_scale(runtime: Runtime, name: str) -> None:
     if reason := runtime.supports(built.layer, built.scheme):
         pytest.skip(f"{runtime.name}: {reason}")
     with pytest.raises(SchemeError, match="calibrated input scale"):
+        runtime.build(built.layer, built.scheme, built.source, built.weight, base_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name.endswith("a8-outlier")])
+def test_a_scheme_with_outlier_channels_needs_to_know_them(runtime: Runtime, name: str) -> None:
+    built = prepare(runtime, "wide", name, torch.float32)
+    if reason := runtime.supports(built.layer, built.scheme):
+        pytest.skip(f"{runtime.name}: {reason}")
+    with pytest.raises(SchemeError, match="needs to know them"):
         runtime.build(built.layer, built.scheme, built.source, built.weight, base_dtype=torch.float32)
 
 

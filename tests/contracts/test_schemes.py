@@ -25,8 +25,9 @@ def test_its_name_is_its_key_and_says_what_it_does(scheme: Scheme) -> None:
     weights, _, inputs = scheme.name.partition("/")
     assert weights == f"int8-{scheme.weights.strategy}-{'sym' if scheme.weights.symmetric else 'asym'}"
     found = scheme.input
-    expected = "" if found is None else f"a8-{found.strategy if found.dynamic else 'static'}"
-    assert inputs == expected and scheme.is_static == (inputs == "a8-static") and not scheme.is_float
+    how = "" if found is None else "static" if not found.dynamic else "outlier" if found.outliers else found.strategy
+    assert inputs == (how and f"a8-{how}") and scheme.has_outliers == (how == "outlier")
+    assert scheme.is_static == (inputs == "a8-static") and not scheme.is_float
 
 
 def test_no_two_schemes_are_the_same() -> None:

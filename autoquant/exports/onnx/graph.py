@@ -4,7 +4,9 @@
     static        QuantizeLinear → DequantizeLinear on x, DequantizeLinear on the weight: fused by ONNX Runtime
     dynamic       MatMulInteger(codes of x, codes) · s · scale,   s = max |x| / 127.5, of the row or of the whole tensor
 
-and Σx − Σx is taken from it (static) or added to s (dynamic), so that a row with NaN or infinity does not come out as numbers.
+Outlier channels are 0 in x then; rounded to multiples of s, they are multiplied in floats beside it.
+
+Σx − Σx is taken from it (static) or added to s (dynamic), so that a row with NaN or infinity does not come out as numbers.
 
 A weight that is used alone is not expanded by DequantizeLinear: ONNX Runtime would take that and the product together, and
 quantize the input as well (1.31: MatMulNBits at accuracy level 4). Codes of activations are stored as uint8 with zero point 128,
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from autoquant.exports.onnx.engine import initializer, node
 from autoquant.runtimes.portable import LayerTensors
-from autoquant.schemes import QuantizedTensor
+from autoquant.schemes import OUTLIER_MAX, QuantizedTensor
 
 TINY = torch.finfo(torch.float32).tiny
 INT64, FLOAT, UINT8 = 7, 1, 2
@@ -118,12 +120,18 @@ class LayerWriter:
     def _dynamic(self, t: LayerTensors, x: str) -> str:
         weight, how = t.weight, t.scheme.input
         assert isinstance(weight, QuantizedTensor) and how is not None
-        key = (x, how)
+        given, wide = x, None if t.outliers is None else tuple(t.outliers.tolist())
+        key = (x, how, wide)
         if key not in self._quantized:
             axes = (-1,) if how.strategy == "token" else ()
             keep = {"keepdims": len(axes)}
+            least = self._floats(TINY)
+            if wide is not None:
+                far = self._do("ReduceMax", self._do("Abs", self._outliers(t, x)), self._ints(-1), **keep)
+                least = self._do("Max", self._do("Div", far, self._floats(OUTLIER_MAX)), least)
+                x = self._do("Mul", x, self._keep("inliers", t.inliers))
             top = self._do("ReduceMax", self._do("Abs", x), *map(self._ints, axes), **keep)
-            scale = self._do("Max", self._do("Div", top, self._floats(127.5)), self._floats(TINY))
+            scale = self._do("Max", self._do("Div", top, self._floats(127.5)), least)
             codes = self._do("Round", self._do("Div", x, scale))
             shifted = self._do(
                 "Add", self._do("Clip", codes, self._floats(-128.0), self._floats(127.0)), self._floats(128.0)
@@ -137,8 +145,17 @@ class LayerWriter:
         if how.strategy == "token":
             # One after the other: ONNX Runtime 1.31 takes the product of both scales for its own fused product with one scale
             # for the whole input, and computes that wrongly.
-            return self._do("Mul", self._do("Mul", product, stored[1]), row_scale)
+            y = self._do("Mul", self._do("Mul", product, stored[1]), row_scale)
+            if t.outliers is None:
+                return y
+            some = self._do("Mul", self._do("Round", self._do("Div", self._outliers(t, given), row_scale)), row_scale)
+            return self._do("Add", y, self._do("MatMul", some, self._keep("outlier_weight", t.outlier_weight.t())))
         return self._do("Mul", product, self._do("Mul", row_scale, stored[1]))
+
+    def _outliers(self, t: LayerTensors, x: str) -> str:
+        """The outlier channels (…, some) of x."""
+        assert t.outliers is not None
+        return self._do("Gather", x, self._keep("outliers", t.outliers.long()), axis=-1)
 
     def _check(self, x: str, keep: dict[str, int], *axes: int) -> str:
         """0 where what is summed is finite, NaN elsewhere: codes would hide it, and a maximum skips NaN."""

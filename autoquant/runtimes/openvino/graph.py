@@ -6,7 +6,9 @@ from an int8 constant without zero point. Everything else is written around that
     static        FakeQuantize(x; scale · [-128, 127])                                 · Wᵀ
     dynamic       FakeQuantize(x / s; [-128, 127]) · Wᵀ · s,    s = max |x| / 127.5, of the row or of the whole tensor
 
-and Σx − Σx is added to it (static) or to s (dynamic), so that a row with NaN or infinity does not come out as numbers.
+Outlier channels are 0 in x then; rounded to multiples of s, they are multiplied in floats beside it.
+
+Σx − Σx is added to it (static) or to s (dynamic), so that a row with NaN or infinity does not come out as numbers.
 
 An asymmetric weight would need Σ codes ⊗ zero point subtracted from the product. In bfloat16 graphs OpenVINO rounds the product
 first, and the difference of the two is lost in that (two to three times the quantization error was measured): not offered.
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from autoquant.runtimes.openvino.engine import PRECISION, constant, openvino, opset
 from autoquant.runtimes.portable import LayerTensors
+from autoquant.schemes import OUTLIER_MAX
 
 TINY = float(np.finfo(np.float32).tiny)
 
@@ -58,6 +61,9 @@ class LayerWriter:
         elif t.scheme.input.dynamic:
             codes, scale = self._quantize(t, x)
             y = op.multiply(op.matmul(codes, self._expanded(t), False, True), scale)
+            if t.outliers is not None:
+                wide = op.round(op.divide(self._outliers(t, x), scale), "HALF_TO_EVEN")
+                y = op.add(y, op.matmul(op.multiply(wide, scale), constant(t.outlier_weight), False, True))
         else:
             values, check = self._quantize(t, x)
             y = op.add(op.matmul(values, self._expanded(t), False, True), check)
@@ -72,17 +78,28 @@ class LayerWriter:
         assert how is not None
         source = x.get_node() if hasattr(x, "get_node") else x
         static = None if t.input_scale is None or how.dynamic else float(t.input_scale.float())
-        key = (source.get_name(), x.get_index() if hasattr(x, "get_index") else 0, how, static)
+        wide = None if t.outliers is None else tuple(t.outliers.tolist())
+        key = (source.get_name(), x.get_index() if hasattr(x, "get_index") else 0, how, static, wide)
         if key not in self._quantized:
             if static is not None:
                 self._quantized[key] = self._fake_quantize(x, static), self._check(x)
             else:
+                least = self._float(TINY)
+                if t.outliers is not None:
+                    top = op.reduce_max(op.abs(self._outliers(t, x)), self._ints(-1), keep_dims=True)
+                    least = op.maximum(op.divide(top, self._float(OUTLIER_MAX)), least)
+                    x = op.multiply(x, constant(t.inliers))
                 rows, axis = (x, -1) if how.strategy == "token" else (op.reshape(x, self._ints(-1), False), 0)
                 top = op.reduce_max(op.abs(rows), self._ints(axis), keep_dims=True)
-                scale = op.maximum(op.divide(top, self._float(127.5)), self._float(TINY))
+                scale = op.maximum(op.divide(top, self._float(127.5)), least)
                 codes = self._fake_quantize(op.divide(x, scale), 1.0)
                 self._quantized[key] = codes, op.add(scale, self._check(rows))
         return self._quantized[key]
+
+    def _outliers(self, t: LayerTensors, x: Any) -> Any:
+        """The outlier channels (…, some) of x."""
+        assert t.outliers is not None
+        return self._op.gather(x, self._ints(*t.outliers.tolist()), self._ints(-1))
 
     def _check(self, rows: Any) -> Any:
         """0 for a row that is finite, NaN for any other. (A maximum would not tell: it skips NaN.)"""

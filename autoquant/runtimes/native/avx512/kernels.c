@@ -6,6 +6,8 @@
  * An input that is not quantized (EXACT) is a 23-bit fixed-point number of its row, with a power of two as its scale: three
  * digits to the base 256, three products. A bfloat16 keeps all its bits down to 2^-15 of the row's largest; and the weight is
  * never expanded, so that few rows cost what it takes to read it.
+ * Outlier channels (`wide`) have codes of 16 bits, in two digits: the high ones are multiplied first, with copies of the
+ * weight's columns that lie before the others in each panel, and the sums shifted by 8 bits; the low ones are codes like all.
  * Packed weight: panels of 64 outputs; in a panel, for each 4 inputs, 64 × 4 bytes (the last panel and the last 4 inputs are
  * padded with zeros). A 6 × 64 tile of sums stays in registers over all inputs and is scaled, biased, activated, added to
  * the residual and rounded once, on its way to memory. */
@@ -21,7 +23,7 @@
 enum { PANEL = 64, TILE = 6, CHUNK = 96 };
 enum { ACT_NONE, ACT_GELU, ACT_GELU_TANH, ACT_SILU, ACT_RELU, ACT_SWIGLU };
 enum { STATIC, PER_ROW, PER_TENSOR, EXACT };
-enum { DIGITS = 3 };
+enum { DIGITS = 3, MOST_WIDE = 64 };
 
 int has_vnni(void) { return 1; }
 
@@ -102,24 +104,31 @@ typedef struct {
     const uint8_t *weight;  /* packed, aligned to 64 */
     const float *scale, *bias;  /* of each output, padded to a panel */
     const int32_t *zero;  /* zero point of each output, padded; null if all are 0 */
-    int64_t inputs, outputs;
+    const int32_t *wide;  /* inputs whose codes have 16 bits, PER_ROW only */
+    int64_t inputs, outputs, wides;  /* wides: a multiple of 16, at most MOST_WIDE */
     int32_t act, mode;  /* mode: STATIC, PER_ROW or PER_TENSOR scale of the input, or EXACT */
     float input_scale;  /* of STATIC */
 } Linear;
 
-/* weight: int8 (outputs, inputs); to: panels · ceil(inputs / 4) · 256 bytes. */
-void pack_linear(const int8_t *weight, uint8_t *to, int64_t outputs, int64_t inputs) {
-    const int64_t quads = (inputs + 3) / 4, panels = (outputs + PANEL - 1) / PANEL;
+INLINE int64_t round64(int64_t n) { return (n + 63) / 64 * 64; }
+INLINE int64_t quads_of(const Linear *l) { return l->wides / 4 + (l->inputs + 3) / 4; }
+
+/* weight: int8 (outputs, inputs); to: panels · (wides / 4 + ceil(inputs / 4)) · 256 bytes. */
+void pack_linear(const int8_t *weight, uint8_t *to, int64_t outputs, int64_t inputs, const int32_t *wide, int64_t wides) {
+    const int64_t quads = wides / 4 + (inputs + 3) / 4, panels = (outputs + PANEL - 1) / PANEL;
     for (int64_t p = 0; p < panels; p++)
         for (int64_t j = 0; j < PANEL; j++) {
             const int64_t o = p * PANEL + j;
-            for (int64_t i = 0; i < quads * 4; i++)
+            for (int64_t i = 0; i < quads * 4; i++) {
+                const int64_t from = i < wides ? wide[i] : i - wides;
                 to[((p * quads + i / 4) * PANEL + j) * 4 + i % 4] =
-                    (uint8_t)((o < outputs && i < inputs ? weight[o * inputs + i] : 0) + 128);
+                    (uint8_t)((o < outputs && from < inputs ? weight[o * inputs + from] : 0) + 128);
+            }
         }
 }
 
-typedef struct { int8_t *codes; float *scales; int32_t *starts; int64_t stride; } Rows; /* codes of a chunk of rows */
+/* Codes of a chunk of rows; behind those of a row are the high digits of its outliers. `line` has room for one row. */
+typedef struct { int8_t *codes; float *scales; int32_t *starts; char *line; int64_t stride; } Rows;
 INLINE int64_t parts_of(const Linear *l) { return l->mode == EXACT ? DIGITS : 1; } /* rows of codes of a row */
 
 INLINE float scale_of(float top) { return top > 0.0f ? top / 127.5f : (top == 0.0f ? 1.0f : NAN); }
@@ -140,13 +149,14 @@ INLINE float absmax(const void *x, int bf16, int64_t n) { /* NaN or infinity in 
     return bits < 0x7f800000u ? f : NAN;
 }
 
-/* clamp(round(x / scale), -128, 127). The quotient is rounded as a division rounds it (Markstein's correction of the product
+/* round(clamp(x / scale, low, high)). The quotient is rounded as a division rounds it (Markstein's correction of the product
  * with the reciprocal, at a third of the time): otherwise codes that lie on a tie would move. */
-INLINE __m512i code(__m512 x, __m512 scale, __m512 inverse) {
+INLINE __m512i code_within(__m512 x, __m512 scale, __m512 inverse, float low, float high) {
     __m512 d = _mm512_mul_ps(x, inverse);
     d = _mm512_fmadd_ps(_mm512_fnmadd_ps(d, scale, x), inverse, d);
-    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(d, K(-128.0f)), K(127.0f)));
+    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(d, K(low)), K(high)));
 }
+INLINE __m512i code(__m512 x, __m512 scale, __m512 inverse) { return code_within(x, scale, inverse, -128.0f, 127.0f); }
 INLINE void quantize_row(const void *x, int bf16, int64_t n, float scale, int8_t *codes, int64_t stride, int32_t *start) {
     const __m512 s = K(scale), inverse = K(1.0f / scale);
     const __m512i ones = _mm512_set1_epi8(1);
@@ -168,6 +178,38 @@ INLINE void quantize_row(const void *x, int bf16, int64_t n, float scale, int8_t
     for (; i < stride; i += 16) _mm_storeu_si128((__m128i *)(codes + i), _mm_setzero_si128());
     for (i = 0; i < stride; i += 64) total = _mm512_dpbusd_epi32(total, ones, _mm512_loadu_si512(codes + i));
     *start = -128 * _mm512_reduce_add_epi32(total);
+}
+
+/* The same with a scale that fits all but the outliers; returns it. They get codes of 16 bits, high · 256 + low. */
+static float quantize_with_outliers(const Linear *l, const void *x, int bf16, int8_t *codes, int32_t *start, char *line) {
+    const int64_t n = l->inputs, main = round64(n);
+    float wide[MOST_WIDE];
+    int8_t low[MOST_WIDE];
+    memcpy(line, x, n * (bf16 ? 2 : 4));
+    for (int64_t k = 0; k < l->wides; k++) {
+        const int64_t i = l->wide[k];
+        if (bf16) {
+            const uint32_t bits = (uint32_t)((const uint16_t *)x)[i] << 16;
+            memcpy(wide + k, &bits, 4);
+            ((uint16_t *)line)[i] = 0;
+        } else {
+            wide[k] = ((const float *)x)[i];
+            ((float *)line)[i] = 0.0f;
+        }
+    }
+    const float near = absmax(line, bf16, n) / 127.5f, far = absmax(wide, 0, l->wides) / 32639.0f;
+    const float scale = near != near || far != far ? NAN : near > far ? near : far > 0.0f ? far : 1.0f;
+    quantize_row(line, bf16, n, scale, codes, main, start);
+    __m512i total = _mm512_setzero_si512();
+    for (int64_t k = 0; k < l->wides; k += 16) {
+        const __m512i c = code_within(_mm512_loadu_ps(wide + k), K(scale), K(1.0f / scale), -32640.0f, 32639.0f);
+        total = _mm512_add_epi32(total, c);
+        _mm_storeu_si128((__m128i *)(low + k), _mm512_cvtepi32_epi8(c));
+        _mm_storeu_si128((__m128i *)(codes + main + k), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(c, _mm512_set1_epi32(128)), 8)));
+    }
+    for (int64_t k = 0; k < l->wides; k++) codes[l->wide[k]] = low[k];
+    *start -= 128 * _mm512_reduce_add_epi32(total);
+    return scale;
 }
 
 INLINE float exact_scale(float top) { /* the power of two that makes the largest at most 2^22 */
@@ -242,7 +284,15 @@ INLINE void fetch(const Out *o, int64_t row, int64_t rows, int64_t c) {
 
 /* Assembler, because gcc spills the intrinsic's sums to the stack. */
 #define DOT(acc, b, v) __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(b), "v"(v))
-#define BEGIN(i) __m512i c##i##0 = _mm512_set1_epi32(start[i]), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
+#define SUMS(i) __m512i c##i##0, c##i##1, c##i##2, c##i##3;
+#define EACH(i, value) c##i##0 = c##i##1 = c##i##2 = c##i##3 = value;
+#define ZERO(i) EACH(i, _mm512_setzero_si512())
+#define BEGIN(i) EACH(i, _mm512_set1_epi32(start[i]))
+#define SHIFTED(c, s) c = _mm512_add_epi32(_mm512_slli_epi32(c, 8), s);
+#define SHIFT(i) { const __m512i s = _mm512_set1_epi32(start[i]);                                                              \
+                   SHIFTED(c##i##0, s) SHIFTED(c##i##1, s) SHIFTED(c##i##2, s) SHIFTED(c##i##3, s) }
+#define LOAD_PANEL const __m512i b0 = _mm512_load_si512(b), b1 = _mm512_load_si512(b + 64), b2 = _mm512_load_si512(b + 128),   \
+                                 b3 = _mm512_load_si512(b + 192);
 #define STEP(i) { const __m512i v = _mm512_set1_epi32(*(const int32_t *)(a + i * stride + q)); \
                   DOT(c##i##0, b0, v); DOT(c##i##1, b1, v); DOT(c##i##2, b2, v); DOT(c##i##3, b3, v); }
 #define DONE(i) finish_row(o, r + i, row + i, c, c##i##0, c##i##1, c##i##2, c##i##3);
@@ -262,12 +312,14 @@ INLINE void fetch(const Out *o, int64_t row, int64_t rows, int64_t c) {
                         int64_t c) {                                                                                           \
         const int32_t *start = o->starts + r * PARTS;                                                                          \
         fetch(o, row, N / PARTS, c);                                                                                            \
-        ROWS##N(BEGIN)                                                                                                         \
-        for (int64_t q = 0; q < inputs; q += 4, b += 256) {                                                                    \
-            const __m512i b0 = _mm512_load_si512(b), b1 = _mm512_load_si512(b + 64), b2 = _mm512_load_si512(b + 128),          \
-                          b3 = _mm512_load_si512(b + 192);                                                                     \
-            ROWS##N(STEP)                                                                                                      \
-        }                                                                                                                      \
+        ROWS##N(SUMS)                                                                                                          \
+        if (o->l->wides) {                                                                                                     \
+            const int64_t main = round64(inputs), end = main + o->l->wides;                                                    \
+            ROWS##N(ZERO)                                                                                                      \
+            for (int64_t q = main; q < end; q += 4, b += 256) { LOAD_PANEL ROWS##N(STEP) }                                     \
+            ROWS##N(SHIFT)                                                                                                     \
+        } else { ROWS##N(BEGIN) }                                                                                              \
+        for (int64_t q = 0; q < inputs; q += 4, b += 256) { LOAD_PANEL ROWS##N(STEP) }                                         \
         END                                                                                                                    \
     }
 TILE_OF(tile1, 1, 1, ROWS1(DONE)) TILE_OF(tile2, 2, 1, ROWS2(DONE)) TILE_OF(tile3, 3, 1, ROWS3(DONE))
@@ -374,12 +426,12 @@ static void product_expanded(const Out *o, const uint16_t *x, int64_t rows, int6
 
 /* Panels p0 … p1 of `rows` rows, whose first is number `row` in y. */
 static void product(const Out *o, const Rows *x, int64_t rows, int64_t row, int64_t p0, int64_t p1) {
-    const int64_t quads = (o->l->inputs + 3) / 4, parts = parts_of(o->l), most = TILE / parts;
+    const int64_t quads = quads_of(o->l), parts = parts_of(o->l), most = TILE / parts;
     Tile *const *of = parts == 1 ? tiles : digits;
     for (int64_t p = p0; p < p1; p++)
         for (int64_t r = 0; r < rows; r += most)
             of[rows - r < most ? rows - r : most](o, x->codes + r * parts * x->stride, x->stride, o->l->weight + p * quads * 256,
-                                                  quads * 4, r, row + r, p * PANEL);
+                                                  (o->l->inputs + 3) / 4 * 4, r, row + r, p * PANEL);
 }
 
 static __thread void *scratch_memory;
@@ -392,15 +444,17 @@ static void *scratch(size_t bytes) { /* of this thread, aligned to 64 */
     }
     return scratch_memory;
 }
+INLINE int64_t stride_of(const Linear *l) { return round64(l->inputs) + round64(l->wides); }
 static Rows make_rows(const Linear *l, int64_t rows, char *memory) {
-    const int64_t stride = (l->inputs + 63) / 64 * 64;
-    Rows x = {(int8_t *)memory, 0, 0, stride};
-    x.scales = (float *)(memory + rows * parts_of(l) * stride);
+    Rows x = {(int8_t *)memory, 0, 0, 0, stride_of(l)};
+    x.scales = (float *)(memory + rows * parts_of(l) * x.stride);
     x.starts = (int32_t *)(x.scales + rows);
+    x.line = (char *)(x.starts + rows * parts_of(l));
     return x;
 }
 static size_t bytes_of_rows(const Linear *l, int64_t rows) {
-    return (rows * (parts_of(l) * ((l->inputs + 63) / 64 * 64 + 4) + 4) + 127) / 64 * 64;
+    const int64_t line = l->wides ? l->inputs * 4 : 0;
+    return round64(rows * (parts_of(l) * (stride_of(l) + 4) + 4) + line + 64);
 }
 
 INLINE void quantize_rows_(const Linear *l, const void *x, int bf16, int64_t row, int64_t r, int64_t count, float common, const Rows *to) {
@@ -410,6 +464,11 @@ INLINE void quantize_rows_(const Linear *l, const void *x, int bf16, int64_t row
         if (l->mode == EXACT) {
             const float unit = to->scales[r + i] = exact_scale(absmax(in, bf16, n));
             split_row(in, bf16, n, unit, to->codes + (r + i) * DIGITS * to->stride, to->stride, to->starts + (r + i) * DIGITS);
+            continue;
+        }
+        if (l->wides) {
+            int8_t *codes = to->codes + (r + i) * to->stride;
+            to->scales[r + i] = quantize_with_outliers(l, in, bf16, codes, to->starts + r + i, to->line);
             continue;
         }
         const float scale = l->mode == PER_ROW ? scale_of(absmax(in, bf16, n)) : common;

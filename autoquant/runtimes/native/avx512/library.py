@@ -17,7 +17,8 @@ _BF16 = {torch.float32: False, torch.bfloat16: True}
 class Linear(ctypes.Structure):
     _fields_ = [
         ("weight", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("zero", ctypes.c_void_p),
-        ("inputs", ctypes.c_int64), ("outputs", ctypes.c_int64), ("act", ctypes.c_int32), ("mode", ctypes.c_int32),
+        ("wide", ctypes.c_void_p), ("inputs", ctypes.c_int64), ("outputs", ctypes.c_int64), ("wides", ctypes.c_int64),
+        ("act", ctypes.c_int32), ("mode", ctypes.c_int32),
         ("input_scale", ctypes.c_float),
     ]  # fmt: skip
 
@@ -55,7 +56,7 @@ def library() -> ctypes.CDLL | None:
     if found is None or not found.has_vnni():
         return None
     pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    found.pack_linear.argtypes = [pointer, pointer, count, count]
+    found.pack_linear.argtypes = [pointer, pointer, count, count, pointer, count]
     found.linear.argtypes = [pointer, pointer, pointer, pointer, count, number, number]
     found.linear_pair.argtypes = [pointer] * 6 + [count, number, number]
     found.norm.argtypes = [pointer] * 4 + [count, count, ctypes.c_float, number, number, number]

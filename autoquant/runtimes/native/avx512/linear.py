@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoquant.memory import prefer_huge_pages
 from autoquant.runtimes.native.avx512.library import Linear, is_bf16, kernels
 from autoquant.runtimes.native.avx512.tape import Held, call, dense
 from autoquant.schemes import QuantizedTensor
@@ -26,14 +27,16 @@ class PackedLinear:
     Attributes:
         weight: uint8, panels of 64 outputs one after the other (see kernels.c). scale, bias: float32, zero: int32, one an
             output, padded to whole panels.
+        wide: int32, inputs whose codes have 16 bits; empty unless the input has outlier channels.
         width: of what it returns; with SwiGLU half of `outputs`.
         family: the joined layer whose memory this one is a part of, see `join`.
     """
 
     def __init__(
         self, weight: Tensor, scale: Tensor, bias: Tensor, zero: Tensor, inputs: int, outputs: int, mode: int,
-        input_scale: float, act: str | None = None,
+        input_scale: float, wide: Tensor, act: str | None = None,
     ) -> None:  # fmt: skip
+        self.wide = wide
         self.inputs, self.outputs, self.mode, self.input_scale, self.act = inputs, outputs, mode, input_scale, act
         self.family: PackedLinear | None = None
         self.width = outputs // 2 if act == "swiglu" else outputs
@@ -46,21 +49,28 @@ class PackedLinear:
         """Read these from now on. The struct stays where it is: tapes of other graphs hold its address."""
         self.weight, self.scale, self.bias, self.zero = weight, scale, bias, zero
         pointer = zero.data_ptr() if bool(zero.any()) else None
-        values = (weight.data_ptr(), scale.data_ptr(), bias.data_ptr(), pointer, self.inputs, self.outputs)
+        pointers = (weight.data_ptr(), scale.data_ptr(), bias.data_ptr(), pointer, self.wide.data_ptr())
+        values = (*pointers, self.inputs, self.outputs, self.wide.numel())
         names = [field[0] for field in Linear._fields_]
         for name, value in zip(names, (*values, ACTIVATIONS[self.act], self.mode, self.input_scale), strict=True):
             setattr(self._struct, name, value)
 
     @classmethod
     def pack(
-        cls, weight: QuantizedTensor, bias: Tensor | None, input: QuantizationArgs | None, input_scale: Tensor | None
-    ) -> PackedLinear:
-        """weight: (out, in). bias: (out,), any float dtype. input: None for a weight alone. input_scale: (1,) if static."""
+        cls, weight: QuantizedTensor, bias: Tensor | None, input: QuantizationArgs | None, input_scale: Tensor | None,
+        outliers: Tensor | None = None,
+    ) -> PackedLinear:  # fmt: skip
+        """weight: (out, in). bias: (out,), any float dtype. input: None for a weight alone. input_scale: (1,) if static.
+
+        outliers: (some,) inputs whose codes have 16 bits, see `schemes.outlier_channels`.
+        """
         outputs, inputs = weight.values.shape
         padded = -(-outputs // PANEL) * PANEL
-        packed = _aligned(padded * (-(-inputs // 4) * 4))
+        wide = torch.empty(0, dtype=torch.int32) if outliers is None else outliers.to(torch.int32)
+        packed = _aligned(padded * (wide.numel() + -(-inputs // 4) * 4))
         values = weight.values.contiguous()
-        kernels().pack_linear(values.data_ptr(), packed.data_ptr(), outputs, inputs)
+        pack = kernels().pack_linear
+        pack(values.data_ptr(), packed.data_ptr(), outputs, inputs, wide.data_ptr(), wide.numel())
         scale, offset, zero = torch.zeros(padded), torch.zeros(padded), torch.zeros(padded, dtype=torch.int32)
         scale[:outputs] = weight.scale.float().reshape(-1)
         if bias is not None:
@@ -68,16 +78,17 @@ class PackedLinear:
         if weight.zero_point is not None:
             zero[:outputs] += weight.zero_point.reshape(-1).to(torch.int32)
         known = 0.0 if input_scale is None else float(input_scale)
-        return cls(packed, scale, offset, zero, inputs, outputs, _mode(input), known)
+        return cls(packed, scale, offset, zero, inputs, outputs, _mode(input), known, wide)
 
     def unpack(self) -> Tensor:
         """The int8 weight (out, in)."""
         quads = self.weight.numel() // (-(-self.outputs // PANEL) * PANEL * 4)
         rows = self.weight.view(-1, quads, PANEL, 4).transpose(1, 2).reshape(-1, quads * 4)
-        return (rows[: self.outputs, : self.inputs].to(torch.int16) - 128).to(torch.int8)
+        first = self.wide.numel()
+        return (rows[: self.outputs, first : first + self.inputs].to(torch.int16) - 128).to(torch.int8)
 
     def _but(self, **changes: Any) -> PackedLinear:
-        names = ("weight", "scale", "bias", "zero", "inputs", "outputs", "mode", "input_scale", "act")
+        names = ("weight", "scale", "bias", "zero", "inputs", "outputs", "mode", "input_scale", "wide", "act")
         return PackedLinear(**{name: getattr(self, name) for name in names} | changes)
 
     def __deepcopy__(self, memo: dict[int, object]) -> PackedLinear:
@@ -104,6 +115,7 @@ class PackedLinear:
         """
         x, residual = dense(x), None if residual is None else dense(residual)
         y = x.new_empty(*x.shape[:-1], self.width)
+        prefer_huge_pages(y.data_ptr(), y.nbytes)  # the logits of a language model
         call(
             self._call, self.address, x.data_ptr(), None if residual is None else residual.data_ptr(), y.data_ptr(),
             x.numel() // self.inputs, is_bf16(x.dtype), torch.get_num_threads(),
@@ -145,7 +157,8 @@ def can_join(parts: Sequence[PackedLinear]) -> bool:
     """Whether layers of the same input can be one product: they quantize it alike, and fill their panels."""
     first = parts[0]
     same = (first.inputs, first.mode, first.input_scale, None)
-    return all((p.inputs, p.mode, p.input_scale, p.act) == same and p.outputs % PANEL == 0 for p in parts)
+    alike = all((p.inputs, p.mode, p.input_scale, p.act) == same and p.outputs % PANEL == 0 for p in parts)
+    return alike and all(torch.equal(p.wide, first.wide) for p in parts)
 
 
 def join(parts: Sequence[PackedLinear]) -> PackedLinear:
@@ -156,7 +169,7 @@ def join(parts: Sequence[PackedLinear]) -> PackedLinear:
     columns = [torch.cat([getattr(p, name) for p in parts]) for name in ("scale", "bias", "zero")]
     scale, bias, zero = columns
     outputs = sum(p.outputs for p in parts)
-    joined = PackedLinear(weight, scale, bias, zero, first.inputs, outputs, first.mode, first.input_scale)
+    joined = PackedLinear(weight, scale, bias, zero, first.inputs, outputs, first.mode, first.input_scale, first.wide)
     byte = place = 0
     for part in parts:
         own = [values[place : place + part.outputs] for values in columns]

@@ -1,0 +1,38 @@
+"""Outlier channels as the configs of checkpoints hold them: layer → channel numbers, under the key `outliers`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autoquant.errors import CheckpointError
+from autoquant.values import Scheme
+
+KEY = "outliers"
+
+
+def written(schemes: Mapping[str, Scheme], outliers: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """What a config says of them; nothing if no layer has any."""
+    found = {name: list(outliers[name]) for name, scheme in schemes.items() if scheme.has_outliers}
+    return {KEY: found} if found else {}
+
+
+def read(config: Mapping[str, Any], where: str) -> dict[str, tuple[int, ...]]:
+    """What `written` put there.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    found = config.get(KEY) or {}
+    lists = isinstance(found, Mapping) and all(isinstance(channels, list) for channels in found.values())
+    if not lists or not all(type(channel) is int for channels in found.values() for channel in channels):
+        raise CheckpointError(f"{where}: '{KEY}' must map layer names to lists of channel numbers. Write it again.")
+    return {str(name): tuple(channels) for name, channels in found.items()}
+
+
+def outlier_problem(channels: Sequence[int], inputs: int) -> str | None:
+    """What the outlier channels of a layer with this many inputs have to be, if these are not that."""
+    good = len(channels) in range(16, 65, 16) and len(set(channels)) == len(channels)
+    if good and all(0 <= channel < inputs for channel in channels):
+        return None
+    return f"16, 32, 48 or 64 different numbers below {inputs}"
