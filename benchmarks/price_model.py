@@ -117,6 +117,7 @@ def run_case(name: str, case: Case, args: Any) -> list[dict[str, Any]]:
         for rows in batches(session.task, "calibration", 16)[:4]:
             session.task.forward(session.model, session.task.batch("calibration", rows))
     session.assembler.input_absmax.update({layer: item.absmax for layer, item in ranges.items()})
+    session.assembler.outliers.update({layer: item.outliers for layer, item in ranges.items()})
     found = []
     for batch_size, seq_len in case.shapes:
         session.settings = replace(settings, batch_size=batch_size, seq_len=seq_len)

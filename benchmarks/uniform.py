@@ -47,7 +47,10 @@ def uniform_maps(run: Path) -> dict[str, LayerMap]:
             name = project(SCHEMES[scheme], layer["kind"]).name
             layers[layer["name"]] = name if name in price["layer_ms"][base][layer["name"]] else base
         absmax = {name: profile["stats"][name]["input_absmax"] for name in layers if layers[name].endswith("a8-static")}
-        found[label] = replace(shipped, layers=layers, base_dtype=base, input_absmax=absmax, verdict={})
+        wide = {
+            name: tuple(profile["stats"][name]["outliers"]) for name in layers if SCHEMES[layers[name]].has_outliers
+        }
+        found[label] = replace(shipped, layers=layers, base_dtype=base, input_absmax=absmax, outliers=wide, verdict={})
     return found
 
 

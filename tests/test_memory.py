@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from autoquant.memory import MappedFiles, peak, reset_peak, trim
+from autoquant.memory import MappedFiles, peak, prefer_huge_pages, reset_peak, trim
 from autoquant.runtimes.native import avx512
 from autoquant.runtimes.torch_runtime import Int8Linear
 from autoquant.schemes import SCHEMES, quantize
@@ -50,6 +52,31 @@ def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
     files.give_back_all()
     assert resident(path) <= 8
     assert int(a.sum()) + int(b.sum()) == total and a[-1] == 2**20 - 1
+
+
+@linux
+def test_large_memory_comes_in_huge_pages_and_small_does_not() -> None:
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        pytest.skip("this machine gives no huge pages")
+
+    def huge(size: int) -> int:
+        """KB of huge pages that writing so many bytes takes."""
+        with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            view = ctypes.c_char.from_buffer(memory)
+            address = ctypes.addressof(view)
+            del view  # a buffer that is lent cannot be closed
+            prefer_huge_pages(address, size)
+            ctypes.memset(address, 1, size)
+            lines, inside = Path("/proc/self/smaps").read_text().splitlines(), False
+            for line in lines:
+                if "-" in line.split()[0]:
+                    low, high = (int(part, 16) for part in line.split()[0].split("-"))
+                    inside = low < address + size and high > address + size // 2
+                elif inside and line.startswith("AnonHugePages:"):
+                    return int(line.split()[1])
+        return 0
+
+    assert huge(64 * 2**20) > 0 == huge(3 * 2**20)
 
 
 @linux

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from autoquant.certify.ledger import VARIABLE
 from autoquant.reuse import charge_run, map_fingerprint
-from autoquant.values import Budget, LayerMap
+from autoquant.values import Budget, LayerMap, Smoothing
 
 
 def session(folder: Path, *, rows: int = 200, model: str = "model", confidence: float | None = 0.95) -> Any:
@@ -52,3 +53,6 @@ def test_a_map_is_what_it_does_and_not_what_it_was_found_on() -> None:
         layers=plain.layers, base_dtype=plain.base_dtype, found_on={"date": "today"}, verdict={"status": "PASS"}
     )
     assert map_fingerprint(plain) == map_fingerprint(noted) != map_fingerprint(layer_map("int8-tensor-sym"))
+    smoothed = replace(plain, smoothing=(Smoothing("norm", ("a",), (1, 0)),))
+    others = replace(plain, outliers={"a": (1, 2)})
+    assert len({map_fingerprint(one) for one in (plain, smoothed, others)}) == 3

@@ -7,13 +7,14 @@ from typing import Any
 
 from autoquant.errors import CheckpointError
 from autoquant.values import Scheme
+from autoquant.values.outliers import from_text, to_text
 
 KEY = "outliers"
 
 
 def written(schemes: Mapping[str, Scheme], outliers: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """What a config says of them; nothing if no layer has any."""
-    found = {name: list(outliers[name]) for name, scheme in schemes.items() if scheme.has_outliers}
+    found = {name: to_text(outliers[name]) for name, scheme in schemes.items() if scheme.has_outliers}
     return {KEY: found} if found else {}
 
 
@@ -23,11 +24,11 @@ def read(config: Mapping[str, Any], where: str) -> dict[str, tuple[int, ...]]:
     Raises:
         CheckpointError: it is something else.
     """
-    found = config.get(KEY) or {}
-    lists = isinstance(found, Mapping) and all(isinstance(channels, list) for channels in found.values())
-    if not lists or not all(type(channel) is int for channels in found.values() for channel in channels):
-        raise CheckpointError(f"{where}: '{KEY}' must map layer names to lists of channel numbers. Write it again.")
-    return {str(name): tuple(channels) for name, channels in found.items()}
+    given = config.get(KEY) or {}
+    found = {str(name): from_text(text) for name, text in given.items()} if isinstance(given, Mapping) else {"": None}
+    if None in found.values():
+        raise CheckpointError(f"{where}: '{KEY}' must map layer names to channel numbers. Write the checkpoint again.")
+    return {name: channels for name, channels in found.items() if channels is not None}
 
 
 def outlier_problem(channels: Sequence[int], inputs: int) -> str | None:

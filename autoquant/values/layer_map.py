@@ -8,6 +8,7 @@ from typing import Any
 
 from autoquant.errors import LayerMapError, SchemeError, nearest, reject_unknown
 from autoquant.values.layer import FLOAT_DTYPES
+from autoquant.values.outliers import from_text, to_text
 from autoquant.values.smoothing import Smoothing
 
 KEYS = (
@@ -63,7 +64,7 @@ class LayerMap:
             "verdict": dict(self.verdict),
             "groups": [list(group) for group in self.groups],
             "input_absmax": {name: float(value) for name, value in self.input_absmax.items()},
-            **({"outliers": {name: list(found) for name, found in self.outliers.items()}} if self.outliers else {}),
+            **({"outliers": {name: to_text(found) for name, found in self.outliers.items()}} if self.outliers else {}),
             "layers": dict(self.layers),
             **({"smoothing": [scaling.to_dict() for scaling in self.smoothing]} if self.smoothing else {}),
         }
@@ -88,9 +89,11 @@ class LayerMap:
         for key in ("input_absmax", "outliers", "model", "found_on", "verdict"):
             if not isinstance(value.get(key) or {}, dict):
                 raise LayerMapError(f"{where}: '{key}' must be a mapping.")
-        for name, channels in (value.get("outliers") or {}).items():
-            if not isinstance(channels, list) or not all(type(channel) is int for channel in channels):
-                raise LayerMapError(f"{where}: 'outliers' of {name} must be a list of channel numbers.")
+        outliers = {}
+        for name, text in (value.get("outliers") or {}).items():
+            if (channels := from_text(text)) is None:
+                raise LayerMapError(f"{where}: 'outliers' of {name} must be channel numbers, such as '3 17 40'.")
+            outliers[str(name)] = channels
         groups = value.get("groups") or []
         if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
             raise LayerMapError(f"{where}: 'groups' must be a list of lists of layer names.")
@@ -102,7 +105,7 @@ class LayerMap:
             base_dtype=str(value.get("base_dtype", "float32")),
             groups=tuple(tuple(str(name) for name in group) for group in groups),
             input_absmax={str(k): float(v) for k, v in (value.get("input_absmax") or {}).items()},
-            outliers={str(k): tuple(v) for k, v in (value.get("outliers") or {}).items()},
+            outliers=outliers,
             format=str(value.get("format", "compressed-tensors")),
             model=value.get("model") or {},
             found_on=value.get("found_on") or {},

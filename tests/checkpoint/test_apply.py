@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,30 @@ def test_names_that_do_not_match_are_all_listed_with_the_nearest(bert: nn.Module
 def test_schemes_that_a_layer_cannot_have(bert: nn.Module, layers: dict[str, str], reason: str) -> None:
     with pytest.raises(LayerMapError, match=reason):
         apply_map(bert, _with(make_map(bert), **layers))
+
+
+@pytest.mark.parametrize(
+    "channels", [None, (), range(15), (*range(15), 14), (*range(15), 96), (*range(15), -1), range(80)], ids=str
+)
+def test_outlier_channels_must_be_some_of_the_inputs(channels: Sequence[int] | None) -> None:
+    model = nn.Sequential(nn.Linear(96, 8))
+    layer_map = make_map(model, "int8-channel-sym/a8-outlier")
+    with pytest.raises(
+        LayerMapError, match=r"'outliers', 16, 32, 48 or 64 different numbers below 96; or write a8-token"
+    ):
+        apply_map(model, layer_map if channels is None else replace(layer_map, outliers={"0": tuple(channels)}))
+    assert apply_map(model, replace(layer_map, outliers={"0": tuple(range(16))})) == ()
+
+
+def test_outlier_channels_in_a_file(tmp_path: Path) -> None:
+    model, path = nn.Sequential(nn.Linear(96, 8)), tmp_path / "layer_map.yaml"
+    layer_map = replace(make_map(model, "int8-channel-sym/a8-outlier"), outliers={"0": tuple(range(3, 35))})
+    write_layer_map(path, layer_map)
+    assert read_layer_map(path) == layer_map
+    assert "\n  '0': 3 4 5 6 7 " in path.read_text()
+    path.write_text(path.read_text().replace(" 4 ", " four "))
+    with pytest.raises(LayerMapError, match="'outliers' of 0 must be channel numbers, such as '3 17 40'"):
+        read_layer_map(path)
 
 
 def test_tied_layers_need_the_same_weights(llama: nn.Module) -> None:

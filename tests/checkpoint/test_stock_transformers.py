@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from autoquant.checkpoint import load, write_checkpoint
 
@@ -63,6 +65,22 @@ def test_llama_with_a_tied_int8_head_and_int8_activations(llama: nn.Module, tmp_
     assert layer_map.format == "compressed-tensors"
     write_checkpoint(llama, layer_map, tmp_path / "out")
     assert _difference(_stock(tmp_path / "out", "AutoModelForCausalLM"), output(load(tmp_path / "out"))) < 1e-2
+
+
+def test_a_layer_with_outlier_channels_is_one_of_int8_weights_to_other_readers(tmp_path: Path) -> None:
+    """They know no such inputs, and must not read 8 bits where 16 were meant."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=40, tie_word_embeddings=True, **sizes)).eval()
+    layer_map = make_map(llama, "int8-channel-sym", lm_head="int8-channel-sym/a8-outlier")
+    layer_map = replace(layer_map, outliers={"lm_head": tuple(range(16))})
+    assert layer_map.format == "compressed-tensors"
+    write_checkpoint(llama, layer_map, tmp_path / "out")
+    assert load(tmp_path / "out").lm_head.scheme_name == "int8-channel-sym/a8-outlier"
+    write_checkpoint(llama, make_map(llama, "int8-channel-sym"), tmp_path / "weights")
+    stock = _stock(tmp_path / "out", "AutoModelForCausalLM")
+    assert _difference(stock, output(load(tmp_path / "weights"))) < 1e-4
+    assert _difference(stock, output(load(tmp_path / "out"))) < 2e-2
 
 
 def test_a_format_that_stock_transformers_does_not_know_is_not_misread(bert: nn.Module, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,12 +31,15 @@ SCHEMES = (
     "int8-tensor-sym/a8-token",
     "int8-channel-asym/a8-tensor",
     "int8-tensor-asym/a8-static",
+    "int8-channel-asym/a8-outlier",
 )
+OUTLIERS = tuple(range(1, 64, 4))
+ALL_BUT_ONE = " ".join(map(str, OUTLIERS[1:]))
 
 
 def _model() -> nn.Module:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     return LlamaForCausalLM(LlamaConfig(vocab_size=40, num_key_value_heads=2, tie_word_embeddings=True, **sizes)).eval()
 
 
@@ -43,7 +47,10 @@ def _map(model: nn.Module, format: str, base: str) -> LayerMap:
     linears = [layer.name for layer in inspect(model).layers if layer.kind == "linear" and not layer.tied_to]
     layers = {name: (*SCHEMES, base)[i % (len(SCHEMES) + 1)] for i, name in enumerate(linears)}
     layers = {"model.embed_tokens": "int8-channel-asym", **layers, "lm_head": "int8-channel-asym/a8-token"}
-    return LayerMap(layers=layers, base_dtype=base, format=format, input_absmax=dict.fromkeys(linears, 3.0))
+    return LayerMap(
+        layers=layers, base_dtype=base, format=format, input_absmax=dict.fromkeys(linears, 3.0),
+        outliers={name: OUTLIERS for name, scheme in layers.items() if scheme.endswith("outlier")},
+    )  # fmt: skip
 
 
 def _output(model: nn.Module) -> torch.Tensor:
@@ -169,6 +176,34 @@ def test_a_kill_leaves_no_half_folder(format: str, tmp_path: Path) -> None:
     model = _model()
     write_checkpoint(model, _map(model, format, "float32"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda found: found.clear(), "outlier channels|16, 32, 48 or 64"),
+        (lambda found: found.update(dict.fromkeys(found, "1 2")), "16, 32, 48 or 64 different numbers below 64"),
+        (lambda found: found.update(dict.fromkeys(found, f"{ALL_BUT_ONE} 64")), "different numbers below 64"),
+        (lambda found: found.update(dict.fromkeys(found, f"{ALL_BUT_ONE} 5")), "different numbers below 64"),
+        (lambda found: found.update(dict.fromkeys(found, f"{ALL_BUT_ONE} -1")), "channel numbers"),
+        (lambda found: found.update(dict.fromkeys(found, 5)), "channel numbers"),
+    ],
+)
+def test_outlier_channels_that_cannot_be_are_refused_and_never_read_by_a_kernel(
+    format: str, spoil: Callable[[dict], None], reason: str, tmp_path: Path
+) -> None:
+    model = _model()
+    layer_map = _map(model, format, "float32")
+    write_checkpoint(model, layer_map, tmp_path / "out")
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())
+    assert set(config["quantization_config"]["outliers"]) == set(layer_map.outliers)
+    spoil(config["quantization_config"]["outliers"])
+    path.write_text(json.dumps(config))
+    if format == "compressed-tensors" and not config["quantization_config"]["outliers"]:
+        reason = "its weights are stored as"  # without the key, the layer is one whose weights alone are quantized
+    with pytest.raises(CheckpointError, match=reason):
+        load(tmp_path / "out")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])

@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from autoquant.errors import NumericsError
+from autoquant.layer_maps import input_absmax, outliers
 from autoquant.models.layers import Inventory, inspect
 from autoquant.models.loading import architectures, load_model
 from autoquant.profile import measure_profile
@@ -24,7 +25,10 @@ from autoquant.tasks import TASKS, Task, batches, make
 from autoquant.values import Profile
 from tests import tiny
 
-CHOSEN = ("int8-tensor-sym/a8-tensor", "int8-channel-sym", "int8-tensor-asym/a8-static", "int8-channel-asym/a8-token")
+CHOSEN = (
+    "int8-tensor-sym/a8-tensor", "int8-channel-sym", "int8-tensor-asym/a8-static", "int8-channel-asym/a8-token",
+    "int8-tensor-sym/a8-outlier",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,11 @@ class Case:
     def profile(self, **options) -> Profile:
         return measure_profile(self.model, self.task, self.inventory, self.assembler(), self.schemes(), **options)
 
-    def one_by_one(self, absmax: dict[str, float]) -> dict[tuple[str, str], float]:
+    def one_by_one(self, profile: Profile) -> dict[tuple[str, str], float]:
         """The exact mean divergence of quantizing each layer alone."""
         assembler, found = self.assembler(), {}
-        assembler.input_absmax.update(absmax)
+        assembler.input_absmax.update(input_absmax(profile))
+        assembler.outliers.update(outliers(profile))
         for name, schemes in self.schemes().items():
             for scheme in schemes:
                 quantized, total, count = assembler.assemble({name: scheme}, "float32"), 0.0, 0
@@ -93,7 +98,7 @@ def test_the_score_ranks_layers_and_schemes_as_quantizing_each_alone_does(
 ) -> None:
     case: Case = request.getfixturevalue(which)
     profile = case.profile(probes=24)
-    exact = case.one_by_one({name: s.input_absmax for name, s in profile.stats.items() if s.input_absmax is not None})
+    exact = case.one_by_one(profile)
     pairs = [(profile.scores[name][scheme], truth) for (name, scheme), truth in exact.items()]
     assert all((score > 0) == (truth > 0) for score, truth in pairs), "the pooler is not used, and only that"
     used = [pair for pair in pairs if pair[1] > 0]
@@ -145,13 +150,17 @@ def test_a_profile_describes_every_layer_and_every_scheme_asked_for(llama: Case)
     assert Profile.from_dict(profile.to_dict()) == profile
 
 
-def test_ranges_are_put_where_static_schemes_find_them(bert: Case) -> None:
+def test_ranges_and_outlier_channels_are_put_where_schemes_find_them(bert: Case) -> None:
     assembler = bert.assembler()
     measure_profile(bert.model, bert.task, bert.inventory, assembler, bert.schemes(), probes=1)
-    seen: dict[str, float] = {}
+    seen: dict[str, torch.Tensor] = {}
 
     def watch(name: str):
-        return lambda module, args: seen.update({name: max(seen.get(name, 0.0), args[0].abs().max().item())})
+        def hook(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+            top = args[0].detach().abs().flatten(0, -2).amax(0)
+            seen[name] = torch.maximum(seen.get(name, top), top)
+
+        return hook
 
     modules = dict(bert.model.named_modules())
     handles = [
@@ -162,7 +171,11 @@ def test_ranges_are_put_where_static_schemes_find_them(bert: Case) -> None:
             bert.task.forward(bert.model, bert.task.batch("calibration", rows))
     for handle in handles:
         handle.remove()
-    assert assembler.input_absmax == pytest.approx(seen)
+    assert {name: float(top.max()) for name, top in seen.items()} == pytest.approx(assembler.input_absmax)
+    assert set(assembler.outliers) == set(seen)
+    for name, top in seen.items():
+        found = torch.tensor(assembler.outliers[name])
+        assert top[found].min() >= top.sort(descending=True).values[len(found) - 1], name
 
 
 def test_a_model_that_gives_nan_is_refused(tmp_path: Path) -> None:

@@ -193,6 +193,25 @@ def test_joined_layers_share_one_memory_with_their_modules(tmp_path: Path) -> No
         assert (output(model, inputs("llama", 2, 6)) - before).norm() <= 0.02 * before.norm()
 
 
+def test_only_layers_with_the_same_outlier_channels_are_joined() -> None:
+    torch.manual_seed(0)
+    scheme, x = SCHEMES["int8-channel-asym/a8-outlier"], torch.randn(40, 96)
+    channels = torch.arange(0, 96, 6, dtype=torch.int32)
+    x[:, channels.long()] *= 50
+    assert scheme.weights is not None
+
+    def part(width: int, outliers: Tensor) -> avx512.PackedLinear:
+        weight = quantize(torch.randn(width, 96), scheme.weights)
+        return avx512.PackedLinear.pack(weight, torch.randn(width), scheme.input, None, outliers)
+
+    parts = [part(64, channels), part(128, channels)]
+    assert avx512.can_join(parts) and not avx512.can_join([parts[0], part(64, channels + 1)])
+    codes = [one.unpack() for one in parts]
+    expected = torch.cat([one(x) for one in parts], -1)
+    assert torch.equal(avx512.join(parts)(x), expected)
+    assert all(torch.equal(one.unpack(), before) for one, before in zip(parts, codes, strict=True))
+
+
 def test_a_join_is_the_parts_side_by_side() -> None:
     weights = [torch.randn(width, 48) for width in (64, 128)]
     args = QuantizationArgs(num_bits=8, type="int", strategy="channel", symmetric=False, dynamic=False)
