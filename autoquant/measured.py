@@ -81,14 +81,14 @@ def price_stage(session: Session) -> Price:
         session.runtime.description(),
         session.base_dtypes,
     )
-    made_from = session.stage_fingerprint("price", session.allowed, shape)
+    made_from = session.stage_fingerprint("price", session.allowed, [group.name for group in session.groups], shape)
     path = session.folder / PRICE
     if (value := session.resume_from(path, made_from)) is not None:
         return Price.from_dict(value)
     with session.progress.bar("price", "kernel") as update:
         price = measure_price(
             session.model, session.task, session.inventory, session.assembler, session.allowed, session.base_dtypes,
-            batch_size=session.batch_size, seq_len=session.seq_len, progress=update,
+            batch_size=session.batch_size, seq_len=session.seq_len, groups=session.groups, progress=update,
         )  # fmt: skip
     choice = session.runtime_choice
     price = replace(price, fingerprint=made_from, runtime_choice=None if choice is None else choice.to_dict())

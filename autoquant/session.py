@@ -203,7 +203,7 @@ class Session:
     def groups(self) -> tuple[Group, ...]:
         """Layers that share a choice; says which projections are tied or free, and why."""
         layers, asked = self.inventory.layers, self.settings.fuse
-        fuse = self.runtime.fuses if asked is None else asked
+        fuse = self.runtime.fuses(self.settings.device) if asked is None else asked
         if known := siblings(layers):
             what = ", ".join(f"{count} × {names}" for names, count in known.items())
             if asked is not None:

@@ -11,6 +11,7 @@ from autoquant.checkpoint import apply, read_layer_map
 from autoquant.models.layers import groups, inspect
 from autoquant.models.loading import load_model
 from autoquant.runtimes import TorchRuntime
+from autoquant.runtimes.native import avx512
 from autoquant.session import Progress, Session
 from autoquant.settings import Settings
 from autoquant.tasks import make
@@ -20,7 +21,15 @@ from tests import tiny
 class Fusing(TorchRuntime):
     """A runtime that runs siblings as one product."""
 
-    fuses = True
+    def fuses(self, device: str) -> bool:
+        return True
+
+
+class Apart(TorchRuntime):
+    """One that does not."""
+
+    def fuses(self, device: str) -> bool:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +47,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("asked", "runtime", "tied", "why"),
     [
-        (None, TorchRuntime(), False, "serves them mixed"),
+        (None, Apart(), False, "serves them mixed"),
         (None, Fusing(), True, "as one product"),
-        (True, TorchRuntime(), True, "because of --fuse"),
+        (True, Apart(), True, "because of --fuse"),
         (False, Fusing(), False, "because of --no-fuse"),
     ],
 )
@@ -53,6 +62,10 @@ def test_the_runtime_decides_unless_the_user_does(llama, tmp_path, capsys, asked
     said = capsys.readouterr().err
     assert said.startswith("Tied" if tied else "Free") and why in said and said.count("\n") == 1
     assert "2 × q_proj+k_proj+v_proj, 2 × gate_proj+up_proj" in said
+
+
+def test_the_torch_runtime_fuses_where_its_graphs_join_them():
+    assert TorchRuntime().fuses("cpu") is avx512.available() and not TorchRuntime().fuses("cuda")
 
 
 def test_a_model_without_such_projections_hears_nothing_of_them(tmp_path, capsys):

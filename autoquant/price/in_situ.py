@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoquant.schemes import SCHEMES, project
-from autoquant.values import Layer
+from autoquant.values import Group
 
 FAMILIES = ("float", "weights", "product")
 MIXED, UNIFORM = 12, 8
@@ -42,9 +42,9 @@ class Correction:
 
 
 def sample_maps(
-    layers: Sequence[Layer], schemes: Mapping[str, Sequence[str]], base: str, seed: int = 0
+    groups: Sequence[Group], schemes: Mapping[str, Sequence[str]], base: str, seed: int = 0
 ) -> list[Layers]:
-    """No quantization, then uniform and mixed maps in turns, each once; a tied layer has the scheme of its owner."""
+    """No quantization, then uniform and mixed maps in turns, each once; the layers of a group have one scheme."""
     draw = random.Random(seed)
     names = sorted({name for row in schemes.values() for name in row if not SCHEMES[name].is_float})
     palettes = [draw.sample(names, min(PALETTES[number % len(PALETTES)], len(names))) for number in range(MIXED)]
@@ -53,7 +53,7 @@ def sample_maps(
     turns = [one for pair in itertools.zip_longest(mixed, uniform) for one in pair if one is not None]
     found: list[Layers] = []
     for palette in [[base], *turns]:
-        one = _fill(layers, schemes, base, palette, draw)
+        one = _fill(groups, schemes, base, palette, draw)
         if one not in found:
             found.append(one)
     return found
@@ -109,15 +109,16 @@ def _features(alone: Table, used: Sequence[str], layers: Mapping[str, str]) -> l
 
 
 def _fill(
-    layers: Sequence[Layer],
+    groups: Sequence[Group],
     schemes: Mapping[str, Sequence[str]],
     base: str,
     palette: Sequence[str],
     draw: random.Random,
 ) -> Layers:
     found: Layers = {}
-    for layer in layers:
-        chosen = found[layer.tied_to] if layer.tied_to is not None else draw.choice(palette)
-        name = project(SCHEMES[chosen], layer.kind).name
-        found[layer.name] = name if name in schemes[layer.name] else base
+    for group in groups:
+        chosen = draw.choice(palette)
+        names = {layer.name: project(SCHEMES[chosen], layer.kind).name for layer in group.layers}
+        fits = all(name in schemes[layer] for layer, name in names.items())
+        found |= names if fits else dict.fromkeys(names, base)
     return found

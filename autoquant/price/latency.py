@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from autoquant.evaluation import forward_call, time_models
 from autoquant.models.layers import Inventory, get_module
+from autoquant.models.layers import groups as groups_of
 from autoquant.price.in_situ import correct, sample_maps
 from autoquant.price.size import price_bytes
 from autoquant.runtimes.assemble import Assembler
 from autoquant.runtimes.graph import decelerated
 from autoquant.schemes import SCHEMES, project
 from autoquant.tasks.base import Batch, Task, to_device
-from autoquant.values import Layer, Price
+from autoquant.values import Group, Layer, Price
 
 LEAST_MAPS = 9
 """Whole models measured at least: more than there are figures to fit."""
@@ -47,11 +48,13 @@ def measure_price(
     *,
     batch_size: int,
     seq_len: int | None,
+    groups: Sequence[Group] | None = None,
     max_seconds: float = 30.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Price:
     """Measure all (base dtype, layer, scheme); about `max_seconds` of wall clock in all.
 
+    `groups` are the layers that will share a choice (default: those that share a weight), and do in the maps measured.
     `Price.layer_ms` holds only the base dtypes worth searching; `Price.model_ms` holds all that were measured, as
     transformers runs them. What is left of a model as it is served, less its layers, is `Price.base_ms`. All kernels that
     were built on the way are forgotten.
@@ -109,7 +112,7 @@ def measure_price(
         rest = max(0.0, served[base] - sum(layer_ms[base][layer.name][base] for layer in inventory.layers))
         # A layer that no input reaches stays as it is: it has no calibrated range either.
         reached = {name: tuple(row) if any(row.values()) else () for name, row in layer_ms[base].items()}
-        maps = sample_maps(inventory.layers, reached, base)
+        maps = sample_maps(groups or groups_of(inventory.layers), reached, base)
         times = _time_maps(assembler, base, maps, task, example, max_seconds * 0.3 / len(searched))
         corrected = correct(base, layer_ms[base], rest, maps[: len(times)], times)
         layer_ms[base], base_ms[base] = corrected.layer_ms, corrected.base_ms

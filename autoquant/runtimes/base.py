@@ -26,13 +26,16 @@ class Runtime(ABC):
     rest_seconds: ClassVar[float] = 0.0
     """For which a call beside it must be followed by nothing, so that it is timed alone: torch's threads wait busily."""
 
-    fuses: ClassVar[bool] = False
-    """It runs projections of one input (q/k/v, gate/up) as one product that takes one scheme only. A runtime that joins those
-    that agree, and runs the others apart, leaves them free: what that costs is measured as all else."""
-
     def supports(self, layer: Layer, scheme: Scheme) -> str | None:
         """None if the runtime can run `scheme` on `layer`, otherwise the reason it cannot."""
         return cannot_have(layer, scheme)
+
+    def fuses(self, device: str) -> bool:
+        """Whether projections of one input (q/k/v, gate/up) that run one scheme are one product there.
+
+        They are tied then: a price is of one layer, and does not know what it costs to run its siblings apart.
+        """
+        return False
 
     def require(self, layer: Layer, scheme: Scheme) -> None:
         """Raises SchemeError: the runtime cannot run `scheme` on `layer`."""

@@ -58,6 +58,9 @@ class TorchRuntime(Runtime):
         built.scheme_name = scheme.name  # type: ignore[assignment]
         return built.eval()
 
+    def fuses(self, device: str) -> bool:
+        return device == "cpu" and avx512.available()
+
     def serve(self, model: nn.Module) -> nn.Module:
         from autoquant.runtimes import graph  # which captures the modules below
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from autoquant.models.layers import groups
 from autoquant.price.in_situ import MIXED, UNIFORM, correct, family_of, sample_maps
-from autoquant.values import Layer
+from autoquant.values import Group, Layer
 
 LAYERS = tuple(Layer(f"block.{number}.linear", "linear", (8, 8)) for number in range(12))
 EMBEDDING = Layer("embedding", "embedding", (8, 8))
@@ -18,6 +19,7 @@ ALLOWED = {
     EMBEDDING.name: ("int8-channel-sym",),
 }
 EVERY = (*LAYERS, EMBEDDING, HEAD, UNUSED)
+GROUPS = groups(EVERY)
 ALONE = {"float32": 1.0, "int8-channel-sym": 1.5, "int8-tensor-sym": 1.4, "int8-channel-sym/a8-token": 0.6,
          "int8-channel-sym/a8-static": 0.5}  # fmt: skip
 FACTOR = {"float": 1.1, "weights": 0.9, "product": 0.5}
@@ -36,20 +38,28 @@ def truth(layers: dict[str, str]) -> float:
 
 
 def test_maps_to_measure_are_different_and_possible() -> None:
-    maps = sample_maps(EVERY, ALLOWED, "float32")
+    maps = sample_maps(GROUPS, ALLOWED, "float32")
     assert set(maps[0].values()) == {"float32"}
     assert UNIFORM / 2 < len(maps) <= 1 + MIXED + UNIFORM
     assert len({tuple(one.items()) for one in maps}) == len(maps)
     for one in maps:
         assert all(scheme in ("float32", *ALLOWED[name]) for name, scheme in one.items())
-        assert one[HEAD.name] == one[EMBEDDING.name], "a tied weight is quantized once"
-    assert maps == sample_maps(EVERY, ALLOWED, "float32"), "the same every time"
+        assert one[HEAD.name].split("/")[0] == one[EMBEDDING.name], "a tied weight is quantized once"
+    assert maps == sample_maps(GROUPS, ALLOWED, "float32"), "the same every time"
+
+
+def test_layers_that_share_a_choice_share_it_in_the_maps_measured() -> None:
+    """Joined to one product they cost less than apart, and are to be priced as they will run."""
+    pairs = [Group(str(number), LAYERS[number : number + 2]) for number in range(0, len(LAYERS), 2)]
+    maps = sample_maps([*pairs, *GROUPS[len(LAYERS) :]], ALLOWED, "float32")
+    assert all(one[a.name] == one[b.name] for one in maps for a, b in (pair.layers for pair in pairs))
+    assert any(len({one[pair.layers[0].name] for pair in pairs}) > 1 for one in maps)
 
 
 def test_maps_that_were_not_measured_are_predicted() -> None:
-    maps = sample_maps(EVERY, ALLOWED, "float32")
+    maps = sample_maps(GROUPS, ALLOWED, "float32")
     found = correct("float32", alone(), 2.0, maps, [truth(one) for one in maps])
-    unseen = sample_maps(EVERY, ALLOWED, "float32", seed=1)[1:]
+    unseen = sample_maps(GROUPS, ALLOWED, "float32", seed=1)[1:]
 
     def error(layer_ms: dict[str, dict[str, float]], rest: float) -> float:
         predicted = [rest + sum(layer_ms[name][scheme] for name, scheme in one.items()) for one in unseen]
@@ -60,7 +70,7 @@ def test_maps_that_were_not_measured_are_predicted() -> None:
 
 
 def test_no_layer_costs_less_than_nothing_and_an_unused_one_costs_nothing() -> None:
-    maps = sample_maps(EVERY, ALLOWED, "float32")
+    maps = sample_maps(GROUPS, ALLOWED, "float32")
     found = correct("float32", alone(), 2.0, maps, [truth(one) for one in maps])
     assert all(ms >= 0 for row in found.layer_ms.values() for ms in row.values())
     assert set(found.layer_ms[UNUSED.name].values()) == {0.0}
@@ -68,7 +78,7 @@ def test_no_layer_costs_less_than_nothing_and_an_unused_one_costs_nothing() -> N
 
 
 def test_times_that_agree_are_left_alone() -> None:
-    maps = sample_maps(EVERY, ALLOWED, "float32")
+    maps = sample_maps(GROUPS, ALLOWED, "float32")
     whole = [2.0 + sum(alone()[name][scheme] for name, scheme in one.items()) for one in maps]
     found = correct("float32", alone(), 2.0, maps, whole)
     for name, row in alone().items():
