@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoquant import artifacts
+from autoquant import artifacts, forkserver
 from autoquant.certification import certify_stage
 from autoquant.certify.power import Power
+from autoquant.certify.worker import MODULE
 from autoquant.checkpoint import read_layer_map, write_layer_map
 from autoquant.finals import finals_stage
 from autoquant.fresh import WRITTEN
@@ -51,6 +52,7 @@ def run(session: Session) -> dict[str, Any]:
         raise
 
 
+@forkserver.serving(MODULE)
 def run_stages(session: Session) -> dict[str, Any]:
     """All stages; returns the report (also in `report.json`). See `search` in `autoquant.api` for the folder's content."""
     say = session.progress.say
@@ -125,6 +127,7 @@ def worth_certifying(session: Session, found: list[Candidate]) -> list[Candidate
     return [c for c in found if not c.quantized] + sorted(under, key=lambda c: c.drop)[: s.rungs]
 
 
+@forkserver.serving(MODULE)
 def pick(session: Session, run: Path) -> dict[str, Any]:
     """Certify another point of a finished search's front, under the session's budget, without searching again.
 

@@ -25,8 +25,18 @@ def start(
         streams: of `subprocess.Popen`.
     """
     artifacts.write_json(path, dict(job))
-    own = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "PYTHONUNBUFFERED": "1", **(environment or {})}
-    return subprocess.Popen([sys.executable, "-m", module, str(path)], env={**os.environ, **own}, text=True, **streams)
+    return subprocess.Popen([*command(module), str(path)], env=offline(environment), text=True, **streams)
+
+
+def command(module: str) -> list[str]:
+    """What starts a module of this package as a process."""
+    return [sys.executable, "-m", module]
+
+
+def offline(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of such a process, which asks no network, and what is said of it in `more`."""
+    own = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **own, **(more or {})}
 
 
 def finish(process: subprocess.Popen[str]) -> str:

@@ -22,6 +22,7 @@ RANKS = (
     {"errors"},
     {"artifacts", "memory", "values"},
     {"processes"},
+    {"forkserver"},
     {"schemes"},
     {"models"},
     {"runtimes", "tasks"},

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from autoquant import artifacts
+from autoquant import artifacts, forkserver
 from autoquant.certify import remembered
 from autoquant.errors import AutoquantError
 from autoquant.evaluation import evaluate_split, forward_call, saved_rows, time_models
@@ -26,6 +26,8 @@ from autoquant.models.loading import architectures, load_model, load_processor, 
 from autoquant.processes import exit_code_of, finish, last_words, start
 from autoquant.runtimes.graph import as_written
 from autoquant.tasks import TASKS, DataTask, Task, from_spec
+
+MODULE = "autoquant.certify.worker"
 
 
 def run_job(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
@@ -41,15 +43,27 @@ def run_job(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
     out, place = folder / f"{name}.json", remembered.place_of(job)
     if (known := remembered.recall(place, out.with_suffix(".npz"))) is not None:
         return known
-    process = start(
-        "autoquant.certify.worker", {**job, "out": str(out), "name": name}, folder / f"{name}.job.json", stderr=PIPE
-    )
-    said = finish(process)
-    if process.returncode:
-        raise AutoquantError(f"Measuring {name} in a fresh process failed: {last_words(said, process.returncode)}")
+    code, said = _run({**job, "out": str(out), "name": name}, folder / f"{name}.job.json")
+    if code:
+        raise AutoquantError(f"Measuring {name} in a fresh process failed: {last_words(said, code)}")
     answer = artifacts.read_json(out)
     remembered.keep(place, answer)
     return answer
+
+
+def _run(job: dict[str, Any], path: Path) -> tuple[int, str]:
+    """(exit code, what was written to stderr) of a fresh process: a fork of one that has only imported this, or a new one."""
+    if (forks := forkserver.forks_of(MODULE)) is not None:
+        artifacts.write_json(path, job)
+        errors = path.with_suffix(".log")
+        code = forks.run(path, errors)
+        said = errors.read_text("utf8", "replace") if errors.is_file() else ""
+        errors.unlink(missing_ok=True)
+        if code is not None:
+            return code, said
+    process = start(MODULE, job, path, stderr=PIPE)
+    said = finish(process)
+    return process.returncode, said
 
 
 def job_of(

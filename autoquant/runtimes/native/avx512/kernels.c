@@ -651,7 +651,7 @@ void rotary(const Rotary *t, int threads) {
     const int64_t size = t->bf16 ? 2 : 4;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && t->batch * t->heads * t->rows * t->width > 131072)
     for (int64_t i = 0; i < t->batch * t->heads * t->rows; i++) {
-        const int64_t row = i % t->rows, h = i / t->rows % t->heads, b = i / t->rows / t->heads;
+        const int64_t h = i % t->heads, row = i / t->heads % t->rows, b = i / t->heads / t->rows; /* heads of a row lie side by side */
         const int64_t x = b * t->x_batch + h * t->x_head + row * t->x_row, y = b * t->y_batch + h * t->y_head + row * t->width;
         if (t->cos) rotate(t, x, y, b * t->c_batch + row * t->width);
         else memcpy((char *)t->y + y * size, (const char *)t->x + x * size, t->width * size);
