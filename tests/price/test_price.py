@@ -28,7 +28,7 @@ from autoquant.schemes import SCHEMES, project
 from autoquant.tasks import make
 from autoquant.values import FLOAT_DTYPES, LayerMap, Price
 from tests import tiny
-from tests.maps import promised_bytes
+from tests.maps import promised_bytes, some_outliers
 
 RUNTIME = TorchRuntime()
 INTEGER = tuple(name for name, scheme in SCHEMES.items() if not scheme.is_float)
@@ -81,7 +81,13 @@ def test_bytes_are_those_of_the_checkpoint(model: nn.Module, base: str, tmp_path
     for number, layers in enumerate(maps(model, base)):
         form = format_for(inventory.layers, layers, base, model=model)
         absmax = dict.fromkeys(layers, 3.0)
-        layer_map = LayerMap(layers=layers, base_dtype=base, input_absmax=absmax, format=form)
+        layer_map = LayerMap(
+            layers=layers,
+            base_dtype=base,
+            input_absmax=absmax,
+            outliers=some_outliers(inspect(model).layers),
+            format=form,
+        )
         written = write_checkpoint(model, layer_map, tmp_path / str(number))
         assert promised_bytes(model, layer_map) == written["payload_bytes"]
 

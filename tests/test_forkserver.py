@@ -1,0 +1,136 @@
+"""Forks of a process that has only imported: each begins anew, and whatever happens to one, or to the server, is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoquant import artifacts, forkserver
+from autoquant.certify import worker
+from tests import tiny
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are used on Linux only")
+
+WORK = """
+import json, os, signal, sys, time
+runs = 0
+def main(path):
+    global runs
+    runs += 1
+    job = json.load(open(path))
+    if "out" in job:
+        json.dump({"runs": runs, "pid": os.getpid(), "parent": os.getppid()}, open(job["out"], "w"))
+    if job.get("sleep"):
+        time.sleep(60)
+    if job.get("die"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.get("fail"):
+        raise ValueError("what went wrong")
+    print("said", file=sys.stderr)
+    return job.get("code", 0)
+"""
+
+
+@pytest.fixture
+def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[forkserver.Forks]:
+    (tmp_path / "work_to_fork.py").write_text(WORK)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    with forkserver.serving("work_to_fork"):
+        found = forkserver.forks_of("work_to_fork")
+        assert found is not None
+        yield found
+    assert forkserver.forks_of("work_to_fork") is None
+    assert found._server.returncode is not None, "the server ends with the block"
+
+
+def run(forks: forkserver.Forks, folder: Path, **job: Any) -> tuple[int | None, str]:
+    path, errors = folder / "job.json", folder / "errors.log"
+    path.write_text(json.dumps(job))
+    code = forks.run(path, errors)
+    return code, errors.read_text() if errors.is_file() else ""
+
+
+def test_every_job_begins_anew_in_a_process_of_its_own(forks: forkserver.Forks, tmp_path: Path) -> None:
+    told = []
+    for number in range(2):
+        assert run(forks, tmp_path, out=str(tmp_path / f"{number}.json")) == (0, "said\n")
+        told.append(json.loads((tmp_path / f"{number}.json").read_text()))
+    assert [one["runs"] for one in told] == [1, 1], "the server ran a job itself, and the next fork inherited that"
+    assert told[0]["pid"] != told[1]["pid"] and {one["parent"] for one in told} == {forks._server.pid}
+
+
+def test_what_went_wrong_is_told_and_the_next_job_runs(forks: forkserver.Forks, tmp_path: Path) -> None:
+    code, said = run(forks, tmp_path, fail=True)
+    assert code == 1 and said.strip().endswith("ValueError: what went wrong")
+    assert run(forks, tmp_path, die=True)[0] == -signal.SIGKILL
+    assert run(forks, tmp_path, code=3) == (3, "said\n")
+
+
+def test_an_interrupted_wait_ends_the_fork(forks: forkserver.Forks, tmp_path: Path) -> None:
+    class Interrupted:
+        """Of the answers the first is read; then Ctrl-C is pressed."""
+
+        def __init__(self, reader: Any) -> None:
+            self.reader, self.lines = reader, []
+
+        def readline(self) -> str:
+            if len(self.lines) == 1:
+                self.lines.append("")
+                raise KeyboardInterrupt
+            self.lines.append(self.reader.readline())
+            return self.lines[-1]
+
+    reader, forks._reader = forks._reader, Interrupted(forks._reader)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        run(forks, tmp_path, sleep=True)
+    assert forks._reader.lines[-1].strip() == str(-signal.SIGKILL), "the fork was ended, and the server said so"
+    forks._reader = reader
+    assert run(forks, tmp_path)[0] == 0
+
+
+def test_without_its_server_nothing_is_run(forks: forkserver.Forks, tmp_path: Path) -> None:
+    forks._server.kill()
+    forks._server.wait()
+    assert run(forks, tmp_path, out=str(tmp_path / "out.json"))[0] is None and not (tmp_path / "out.json").exists()
+
+
+def job_of(folder: Path) -> dict[str, Any]:
+    model, data = tiny.bert_classifier(folder / "model"), folder / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": text, "label": n % 2}) + "\n" for n, text in enumerate(tiny.texts(60))))
+    task = {"task": "classification", "data": str(data), "seed": 0, "undivided": True, "fingerprint": None}
+    return {
+        "kind": "evaluate", "task": task, "processor": str(model), "trust_remote_code": False, "split": "certification",
+        "shape": {"batch_size": 2, "seq_len": 16}, "threads": 1, "quiet": True, "batch_size": 16, "reference": None,
+        "model": {"path": str(model), "float": True, "trust_remote_code": False},
+    }  # fmt: skip
+
+
+def test_a_measurement_is_the_same_in_a_fork_as_in_a_new_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is done all the same when the server has gone."""
+    monkeypatch.setenv("AUTOQUANT_STATE", "none")
+    job = job_of(tmp_path)
+    started: list[str] = []
+    start = worker.start
+    monkeypatch.setattr(worker, "start", lambda *args, **more: (started.append("new"), start(*args, **more))[1])
+    alone = worker.run_job(job, tmp_path / "alone", "float32")
+    with forkserver.serving(worker.MODULE):
+        forked = worker.run_job(job, tmp_path / "forked", "float32")
+        assert started == ["new"]
+        forkserver.forks_of(worker.MODULE)._server.kill()
+        last = worker.run_job(job, tmp_path / "last", "float32")
+    assert started == ["new", "new"]
+    values = [np.load(answer["values"])["values"] for answer in (alone, forked, last)]
+    assert all(np.array_equal(values[0], other) for other in values[1:])
+    assert alone["metric"] == forked["metric"] and forked["peak_memory_bytes"] > 0
+    assert artifacts.read_json(tmp_path / "forked" / "float32.json")["items"] == 60
+    assert not list((tmp_path / "forked").glob("*.log"))
