@@ -124,6 +124,7 @@ def run_case(name: str, case: Case, args: Any) -> list[dict[str, Any]]:
         price = measure_price(
             session.model, session.task, session.inventory, session.assembler, session.allowed,
             tuple(dict.fromkeys(("float32", *session.space.base_dtypes))), batch_size=batch_size, seq_len=seq_len,
+            groups=session.groups,
         )  # fmt: skip
         maps = random_maps(session, list(price.layer_ms), args.maps, args.seed)
         measured, anchor = measure(session, maps, args.rounds, args.seed)
