@@ -12,13 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoquant import artifacts, forkserver
+from autoquant import artifacts
 from autoquant.certification import certify_stage
 from autoquant.certify.power import Power
-from autoquant.certify.worker import MODULE
 from autoquant.checkpoint import read_layer_map, write_layer_map
 from autoquant.finals import finals_stage
-from autoquant.fresh import WRITTEN
+from autoquant.fresh import WRITTEN, fresh_processes
 from autoquant.measured import PRICE, PROFILE, SMOOTHING, price_stage, profile_stage
 from autoquant.power import power_stage
 from autoquant.racing import expected_margin
@@ -44,7 +43,8 @@ def run(session: Session) -> dict[str, Any]:
         f"Run     {session.folder} (kill it at any moment; go on with: autoquant search --resume {session.folder})"
     )
     try:
-        return run_stages(session)
+        with fresh_processes(session):
+            return run_stages(session)
     except KeyboardInterrupt:
         found = session.folder / MAP
         best = f"The best map so far is in {found}, not certified yet. " if found.is_file() else ""
@@ -52,7 +52,6 @@ def run(session: Session) -> dict[str, Any]:
         raise
 
 
-@forkserver.serving(MODULE)
 def run_stages(session: Session) -> dict[str, Any]:
     """All stages; returns the report (also in `report.json`). See `search` in `autoquant.api` for the folder's content."""
     say = session.progress.say
@@ -127,7 +126,6 @@ def worth_certifying(session: Session, found: list[Candidate]) -> list[Candidate
     return [c for c in found if not c.quantized] + sorted(under, key=lambda c: c.drop)[: s.rungs]
 
 
-@forkserver.serving(MODULE)
 def pick(session: Session, run: Path) -> dict[str, Any]:
     """Certify another point of a finished search's front, under the session's budget, without searching again.
 
@@ -150,7 +148,8 @@ def pick(session: Session, run: Path) -> dict[str, Any]:
     say = session.progress.say
     say(f"Pick    of {len(found)} maps on the front of {run}, budget {session.budget.drop:g}")
     ended = f"picked from the front of {run.name}"
-    return finish(session, power_stage(session), profile, price, found, {}, best_half(price), ended)
+    with fresh_processes(session):
+        return finish(session, power_stage(session), profile, price, found, {}, best_half(price), ended)
 
 
 def ship(certified: Path, checkpoint: Path, layer_map: LayerMap) -> None:
