@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from autoquant.memory import populate, resident_files
 from autoquant.processes import command, offline
 
 
@@ -92,21 +93,23 @@ def forks_of(module: str) -> Forks | None:
 
 def main(name: str, asked: int, answered: int) -> None:
     module = importlib.import_module(name)
+    code_pages = resident_files()
     with os.fdopen(asked) as requests:
         for line in requests:
             request = json.loads(line)
             if (pid := os.fork()) == 0:
-                _run(module, request)
+                _run(module, code_pages, request)
             os.write(answered, f"{pid}\n".encode())
             _, status = os.waitpid(pid, 0)
             os.write(answered, f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-def _run(module: Any, request: dict[str, str]) -> None:
+def _run(module: Any, code_pages: list[tuple[int, int]], request: dict[str, str]) -> None:
     """In the fork. It ends here, whatever happens."""
     code = 1
     try:
         os.dup2(os.open(request["errors"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
+        populate(code_pages)  # what the job then needs more is its own
         code = module.main(request["path"])
     except BaseException:
         traceback.print_exc()

@@ -21,13 +21,18 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are used 
 
 WORK = """
 import json, os, signal, sys, time
+import numpy, scipy.linalg
 runs = 0
+def of_files():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssFile"))
+imported = of_files()
 def main(path):
     global runs
     runs += 1
     job = json.load(open(path))
     if "out" in job:
-        json.dump({"runs": runs, "pid": os.getpid(), "parent": os.getppid()}, open(job["out"], "w"))
+        told = {"runs": runs, "pid": os.getpid(), "parent": os.getppid(), "imported": imported, "now": of_files()}
+        json.dump(told, open(job["out"], "w"))
     if job.get("sleep"):
         time.sleep(60)
     if job.get("die"):
@@ -65,6 +70,13 @@ def test_every_job_begins_anew_in_a_process_of_its_own(forks: forkserver.Forks, 
         told.append(json.loads((tmp_path / f"{number}.json").read_text()))
     assert [one["runs"] for one in told] == [1, 1], "the server ran a job itself, and the next fork inherited that"
     assert told[0]["pid"] != told[1]["pid"] and {one["parent"] for one in told} == {forks._server.pid}
+
+
+def test_a_fork_begins_with_the_code_in_memory_that_importing_has_read(forks: forkserver.Forks, tmp_path: Path) -> None:
+    """Otherwise the pages of the libraries that it runs would be counted as memory of the model's."""
+    run(forks, tmp_path, out=str(tmp_path / "out.json"))
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told["imported"] > 10_000 and told["now"] > 0.9 * told["imported"]
 
 
 def test_what_went_wrong_is_told_and_the_next_job_runs(forks: forkserver.Forks, tmp_path: Path) -> None:
