@@ -66,9 +66,12 @@ class Forks:
         return int(code) if code else -signal.SIGKILL
 
     def close(self) -> None:
-        os.close(self._ask)  # which the server takes for its end
-        self._reader.close()
+        """End the server, and a fork that nobody waits for any more."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._server.pid, signal.SIGKILL)
         self._server.wait()
+        os.close(self._ask)
+        self._reader.close()
 
 
 _running: dict[str, Forks] = {}

@@ -86,21 +86,40 @@ def test_what_went_wrong_is_told_and_the_next_job_runs(forks: forkserver.Forks, 
     assert run(forks, tmp_path, code=3) == (3, "said\n")
 
 
+class Interrupted:
+    """Answers of which some are read; then Ctrl-C is pressed, once."""
+
+    def __init__(self, reader: Any, after: int) -> None:
+        self.reader, self.after, self.lines = reader, after, []
+
+    def readline(self) -> str:
+        if len(self.lines) == self.after:
+            self.lines.append("")
+            raise KeyboardInterrupt
+        self.lines.append(self.reader.readline())
+        return self.lines[-1]
+
+
+def test_an_interruption_while_the_server_imports_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server would begin the job when it is ready, and whoever closes it would wait for its end."""
+    (tmp_path / "work_to_fork.py").write_text(WORK)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    with pytest.raises(KeyboardInterrupt), forkserver.serving("work_to_fork"):
+        forks = forkserver.forks_of("work_to_fork")
+        assert forks is not None
+        reader, forks._reader = forks._reader, Interrupted(forks._reader, 0)  # type: ignore[assignment]
+        try:
+            run(forks, tmp_path, sleep=True)
+        finally:
+            forks._reader = reader
+    with pytest.raises(ProcessLookupError):
+        os.killpg(forks._server.pid, 0)
+
+
 def test_an_interrupted_wait_ends_the_fork(forks: forkserver.Forks, tmp_path: Path) -> None:
-    class Interrupted:
-        """Of the answers the first is read; then Ctrl-C is pressed."""
-
-        def __init__(self, reader: Any) -> None:
-            self.reader, self.lines = reader, []
-
-        def readline(self) -> str:
-            if len(self.lines) == 1:
-                self.lines.append("")
-                raise KeyboardInterrupt
-            self.lines.append(self.reader.readline())
-            return self.lines[-1]
-
-    reader, forks._reader = forks._reader, Interrupted(forks._reader)  # type: ignore[assignment]
+    reader, forks._reader = forks._reader, Interrupted(forks._reader, 1)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         run(forks, tmp_path, sleep=True)
     assert forks._reader.lines[-1].strip() == str(-signal.SIGKILL), "the fork was ended, and the server said so"
