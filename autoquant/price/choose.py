@@ -38,7 +38,7 @@ def choose_runtime(
     can be used, nothing is measured.
 
     Args:
-        schemes: of the search space. Those that need calibrated ranges are not timed, nor are asymmetric twins.
+        schemes: of the search space. Those that need calibration are not timed, nor are asymmetric twins.
     """
     start = time.perf_counter()
     left_out = {name: reason for name, kind in RUNTIMES.items() if (reason := unusable(kind, device))}
@@ -91,7 +91,8 @@ def _time(
 
 def _is_typical(name: str) -> bool:
     scheme = SCHEMES[name]
-    return scheme.weights is not None and scheme.weights.symmetric and not scheme.is_static
+    calibrated = scheme.is_static or scheme.has_outliers
+    return scheme.weights is not None and scheme.weights.symmetric and not calibrated
 
 
 def _reason(chosen: str, ms: Mapping[str, Mapping[str, float]], left_out: Mapping[str, str]) -> str:

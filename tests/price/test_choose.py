@@ -17,7 +17,12 @@ from autoquant.runtimes import Runtime, TorchRuntime
 from autoquant.settings import Settings
 from autoquant.values import RuntimeChoice
 
-SCHEMES = ("int8-channel-sym/a8-token", "int8-channel-sym", "int8-channel-asym", "int8-channel-sym/a8-static")
+SCHEMES = (
+    "int8-channel-sym/a8-token", "int8-channel-sym", "int8-channel-asym", "int8-channel-sym/a8-static",
+    "int8-channel-sym/a8-outlier",
+)  # fmt: skip
+WIDTH = 64
+"""Wide enough for outlier channels, which are not known yet when a runtime is chosen."""
 
 
 class Other(TorchRuntime):
@@ -60,10 +65,10 @@ def chosen(
     monkeypatch.setattr(choose, "RUNTIMES", {kind.name: kind for kind in kinds})
     monkeypatch.setattr(choose, "time_models", made_up)
     task: Any = SimpleNamespace(
-        example=lambda rows, length: {"x": torch.ones(rows, 8)},
+        example=lambda rows, length: {"x": torch.ones(rows, WIDTH)},
         forward=lambda model, batch: model(batch["x"].to(dtype(model))),
     )
-    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)).eval()
+    model = nn.Sequential(nn.Linear(WIDTH, 8), nn.GELU(), nn.Linear(8, 8)).eval()
     found = choose_runtime(model, task, inspect(model), SCHEMES, device=device, batch_size=2, seq_len=None)
     return found, timed
 
