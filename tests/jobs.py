@@ -1,8 +1,10 @@
-"""A small job for whole searches: texts, and a classifier that is right about all of them."""
+"""Small jobs: for whole searches a classifier that is right about all of its texts; one measurement, as a worker reads it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -26,3 +28,15 @@ def labelled(folder: Path, model: Path, count: int = 400) -> Path:
 def arguments(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     return ["search", str(model), "--task", "classification", "--data", str(data), "--out", str(out), "--objective", "memory",
             "--budget", "0.2", "--trials", "8", "--threads", "1", *more]  # fmt: skip
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    """The job of measuring a tiny float classifier on 60 texts (see `certify.worker`)."""
+    model, data = tiny.bert_classifier(folder / "model"), folder / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": text, "label": n % 2}) + "\n" for n, text in enumerate(tiny.texts(60))))
+    task = {"task": "classification", "data": str(data), "seed": 0, "undivided": True, "fingerprint": None}
+    return {
+        "kind": "evaluate", "task": task, "processor": str(model), "trust_remote_code": False, "split": "certification",
+        "shape": {"batch_size": 2, "seq_len": 16}, "threads": 1, "quiet": True, "batch_size": 16, "reference": None,
+        "model": {"path": str(model), "float": True, "trust_remote_code": False},
+    }  # fmt: skip

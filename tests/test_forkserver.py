@@ -15,7 +15,7 @@ import pytest
 
 from autoquant import artifacts, forkserver
 from autoquant.certify import worker
-from tests import tiny
+from tests.jobs import evaluation
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are used on Linux only")
 
@@ -133,23 +133,12 @@ def test_without_its_server_nothing_is_run(forks: forkserver.Forks, tmp_path: Pa
     assert run(forks, tmp_path, out=str(tmp_path / "out.json"))[0] is None and not (tmp_path / "out.json").exists()
 
 
-def job_of(folder: Path) -> dict[str, Any]:
-    model, data = tiny.bert_classifier(folder / "model"), folder / "data.jsonl"
-    data.write_text("".join(json.dumps({"text": text, "label": n % 2}) + "\n" for n, text in enumerate(tiny.texts(60))))
-    task = {"task": "classification", "data": str(data), "seed": 0, "undivided": True, "fingerprint": None}
-    return {
-        "kind": "evaluate", "task": task, "processor": str(model), "trust_remote_code": False, "split": "certification",
-        "shape": {"batch_size": 2, "seq_len": 16}, "threads": 1, "quiet": True, "batch_size": 16, "reference": None,
-        "model": {"path": str(model), "float": True, "trust_remote_code": False},
-    }  # fmt: skip
-
-
 def test_a_measurement_is_the_same_in_a_fork_as_in_a_new_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And it is done all the same when the server has gone."""
     monkeypatch.setenv("AUTOQUANT_STATE", "none")
-    job = job_of(tmp_path)
+    job = evaluation(tmp_path)
     started: list[str] = []
     start = worker.start
     monkeypatch.setattr(worker, "start", lambda *args, **more: (started.append("new"), start(*args, **more))[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from autoquant import artifacts
 from autoquant.certify import remembered, worker
-from tests import tiny
+from tests.jobs import evaluation
 
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("AUTOQUANT_STATE", str(tmp_path / "state"))
-    model = tiny.bert_classifier(tmp_path / "model")
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps({"text": text, "label": n % 2}) + "\n" for n, text in enumerate(tiny.texts(60))))
-    task = {"task": "classification", "data": str(data), "seed": 0, "undivided": True, "fingerprint": None}
-    return {
-        "kind": "evaluate", "task": task, "processor": str(model), "trust_remote_code": False, "split": "certification",
-        "shape": {"batch_size": 2, "seq_len": 16}, "threads": 1, "quiet": True, "batch_size": 16, "reference": None,
-        "model": {"path": str(model), "float": True, "trust_remote_code": False},
-    }  # fmt: skip
+    return evaluation(tmp_path)
 
 
 class Worker:

@@ -388,21 +388,16 @@ def test_the_number_of_threads_changes_nothing(runtime: Runtime, name: str) -> N
     assert torch.allclose(*found, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEMES if name.endswith("a8-static")])
-def test_a_static_scheme_needs_its_scale(runtime: Runtime, name: str) -> None:
-    built = prepare(runtime, "linear", name, torch.float32)
-    if reason := runtime.supports(built.layer, built.scheme):
-        pytest.skip(f"{runtime.name}: {reason}")
-    with pytest.raises(SchemeError, match="calibrated input scale"):
-        runtime.build(built.layer, built.scheme, built.source, built.weight, base_dtype=torch.float32)
-
-
-@pytest.mark.parametrize("name", [name for name in SCHEMES if name.endswith("a8-outlier")])
-def test_a_scheme_with_outlier_channels_needs_to_know_them(runtime: Runtime, name: str) -> None:
-    built = prepare(runtime, "wide", name, torch.float32)
-    if reason := runtime.supports(built.layer, built.scheme):
-        pytest.skip(f"{runtime.name}: {reason}")
-    with pytest.raises(SchemeError, match="needs to know them"):
+@pytest.mark.parametrize(
+    ("kind", "name", "reason"),
+    [("linear", name, "calibrated input scale") for name in SCHEMES if name.endswith("a8-static")]
+    + [("wide", name, "needs to know them") for name in SCHEMES if name.endswith("a8-outlier")],
+)
+def test_what_a_scheme_has_calibrated_must_be_given(runtime: Runtime, kind: str, name: str, reason: str) -> None:
+    built = prepare(runtime, kind, name, torch.float32)
+    if unsupported := runtime.supports(built.layer, built.scheme):
+        pytest.skip(f"{runtime.name}: {unsupported}")
+    with pytest.raises(SchemeError, match=reason):
         runtime.build(built.layer, built.scheme, built.source, built.weight, base_dtype=torch.float32)
 
 
