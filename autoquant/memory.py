@@ -76,10 +76,9 @@ def resident_files() -> list[tuple[int, int]]:
                 continue
             start, end = (int(part, 16) // mmap.PAGESIZE for part in area.split("-"))
             entries = np.frombuffer(os.pread(pages.fileno(), 8 * (end - start), 8 * start), np.uint64)
+            # Documentation/admin-guide/mm/pagemap.rst of the kernel: 8 bytes a page, of which bit 63 is "present".
             edges = np.flatnonzero(np.diff(np.concatenate(([0], (entries >> np.uint64(63)).astype(np.int8), [0]))))
-            for first, last in edges.reshape(
-                -1, 2
-            ):  # the kernel's Documentation/admin-guide/mm/pagemap.rst: bit 63 is "present"
+            for first, last in edges.reshape(-1, 2):
                 found.append((int(start + first) * mmap.PAGESIZE, int(last - first) * mmap.PAGESIZE))
     return found
 

@@ -6,7 +6,7 @@ In a captured graph (`graph.capture`) each of them is one opaque node with its n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,7 +53,8 @@ class LayerTensors:
     def outlier_weight(self) -> Tensor:
         """float32 (out, some): the weight of the outlier channels, expanded."""
         assert self.outliers is not None and isinstance(self.weight, QuantizedTensor)
-        return dequantize(self.weight, torch.float32).index_select(1, self.outliers.long())
+        values = self.weight.values.index_select(1, self.outliers.long())
+        return dequantize(replace(self.weight, values=values), torch.float32)
 
     @property
     def window(self) -> tuple[list[int], list[int]]:
