@@ -21,10 +21,12 @@ from autoquant.artifacts import cache_folder
 
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 
+_NO_TILES = ("-mno-amx-int8",)
 WITHOUT = {
-    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"), ("-mno-avx512f",)),
-    "AVX512_CORE": ("-mno-avx512vnni", "-mno-avx512bf16"),
-    "AVX512_CORE_VNNI": ("-mno-avx512bf16",),
+    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"), ("-mno-avx512f", *_NO_TILES)),
+    "AVX512_CORE": ("-mno-avx512vnni", "-mno-avx512bf16", *_NO_TILES),
+    "AVX512_CORE_VNNI": ("-mno-avx512bf16", *_NO_TILES),
+    **dict.fromkeys(("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512", "AVX10_2_512"), _NO_TILES),
 }
 """Value of ONEDNN_MAX_CPU_ISA → compiler flags that keep the kernels to it; others cap nothing that the kernels use."""
 
@@ -36,12 +38,13 @@ def cap() -> str:
 
 @functools.cache
 def load_library(source: Path, extra: tuple[str, ...] = ()) -> ctypes.CDLL | None:
-    """The compiled library of `source`; None where it cannot be had: torch operations then compute the same."""
+    """The compiled library of `source` and the headers in the folder of its name; None where it cannot be had: torch operations then compute the same."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if os.environ.get("AUTOQUANT_NATIVE") == "0" or compiler is None or platform.system() != "Linux":
         return None
     flags = (*FLAGS, *extra, *WITHOUT.get(cap(), ()))
-    key = hashlib.sha256(source.read_bytes() + f"{compiler}{flags}{processor()}".encode()).hexdigest()[:16]
+    files = [source, *sorted((source.parent / source.stem).glob("*.h"))]
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in files) + f"{compiler}{flags}{processor()}".encode()).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{key}.so"
     try:
         if not target.exists():

@@ -64,6 +64,8 @@ def library() -> ctypes.CDLL | None:
     found.embed.argtypes = [pointer] * 5 + [count, count, count, number, number]
     found.rotary.argtypes = [pointer, number]
     found.cached_attention.argtypes = [pointer, number]
+    if allows("amx-int8"):
+        found.begin_amx()
     for name in ("pack_linear", "linear", "linear_pair", "norm", "attention", "rotary", "cached_attention"):
         getattr(found, name).restype = None
     return found
@@ -71,6 +73,11 @@ def library() -> ctypes.CDLL | None:
 
 def available() -> bool:
     return library() is not None
+
+
+def has_amx() -> bool:
+    """Whether the kernels multiply with AMX."""
+    return allows("amx-int8") and available() and bool(kernels().begin_amx())
 
 
 def runs(x: Tensor) -> bool:

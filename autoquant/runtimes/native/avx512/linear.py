@@ -18,6 +18,7 @@ from autoquant.values import QuantizationArgs
 PANEL = 64
 """Outputs that are packed together."""
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4, "swiglu": 5}
+_BEHIND = 4096
 _STATIC, _PER_ROW, _PER_TENSOR, _EXACT = range(4)
 
 
@@ -180,7 +181,7 @@ def join(parts: Sequence[PackedLinear]) -> PackedLinear:
 
 
 def _aligned(size: int) -> Tensor:
-    """uint8 (size,) that starts at a multiple of 64 bytes."""
-    memory = torch.empty(size + 64, dtype=torch.uint8)
+    """uint8 (size,) that starts at a multiple of 64 bytes, and may be read a tile beyond its end (times codes that are 0)."""
+    memory = torch.empty(size + 64 + _BEHIND, dtype=torch.uint8)
     start = -memory.data_ptr() % 64
     return memory[start : start + size]
