@@ -39,7 +39,7 @@ def place_of(job: Mapping[str, Any]) -> Path | None:
     folder = state_folder()
     if folder is None or job.get("kind") != "evaluate" or not job["model"].get("float"):
         return None
-    versions = [importlib.metadata.version(name) for name in PACKAGES] + [content(SOURCE, ("**/*.py", "**/*.c"))]
+    versions = [importlib.metadata.version(name) for name in PACKAGES] + [content(SOURCE, ("**/*.py", "**/*.[ch]"))]
     machine = [processor(), cap(), os.environ.get("ATEN_CPU_CAPABILITY"), job["model"].get("device", "cpu")]
     task = {
         name: value for name, value in job["task"].items() if name not in ("data", "test_data")

@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from autoquant.errors import CheckpointError, ModelError
 
-FLAGS = ("use_cache", "return_dict", "output_attentions", "output_hidden_states", "labels", "past_key_values")
+FLAGS = ("use_cache", "return_dict", "output_attentions", "output_hidden_states", "labels", "cache", "past_key_values")
 """Keywords of transformers models that may be given if they ask for nothing."""
 
 

@@ -74,7 +74,13 @@ class TorchRuntime(Runtime):
     def description(self) -> str:
         if torch.cuda.is_available():
             return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-        kernels = "AVX-512 VNNI kernels" if avx512.available() else "C passes" if native.available() else "torch passes"
+        kernels = (
+            f"{'AMX' if avx512.use_amx() else 'AVX-512 VNNI'} kernels"
+            if avx512.available()
+            else "C passes"
+            if native.available()
+            else "torch passes"
+        )
         isa = torch.backends.cpu.get_cpu_capability()
         return f"{_cpu_name()} ({isa}), torch {torch.__version__}, {kernels}"
 

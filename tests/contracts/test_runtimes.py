@@ -134,7 +134,7 @@ class Built:
         """What one code more or less makes, of every input that lies on the border between two.
 
         An engine that multiplies by 1 / 127.5 where the definition divides may round those to the other side, and one that
-        divides in bfloat16 all that lie within its rounding. `torch` may not.
+        divides in a half precision all that lie within its rounding. `torch` may not.
         """
         if self.runtime.name == "torch" or self.scheme.input is None:
             return 0.0
@@ -146,7 +146,8 @@ class Built:
             x = F.unfold(pixels, size, stride=step).transpose(1, 2).to(self.dtype)
         _, scales = quantize_input(x.contiguous(), self.scheme.input, self._float_scale(), self.outliers)
         exact = x.double() / scales.double()
-        reach = exact.abs() * 2**-7 if self.dtype == torch.bfloat16 else 1e-4
+        rounding = {torch.bfloat16: 2**-7, torch.float16: 2**-10}.get(self.dtype)
+        reach = exact.abs() * rounding if rounding else 1e-4
         border = ((exact - exact.floor() - 0.5).abs() < reach) * scales.double()
         off = F.linear(border, w)
         return off if self.layer.kind != "conv2d" else off.transpose(1, 2).reshape(shape[0], -1, rows, columns)

@@ -7,6 +7,9 @@ for every token.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +20,27 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from autoquant.runtimes.native.avx512 import CachedAttention
 
 NAME = "past_key_values"
+"""The cache among the arguments of a call, here. A model's own name for it, and its outputs', may be the new one."""
+NEW_NAME = "cache"
+"""transformers' name since 5.24."""
 ROOM = 256
 """Least number of rows by which the memory of a cache grows; otherwise by half."""
+
+
+def name_of(forward: Callable[..., Any]) -> str:
+    """What a model's forward calls its cache."""
+    return NEW_NAME if NEW_NAME in inspect.signature(forward).parameters else NAME
+
+
+def renamed(values: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    """`values` in their order, one of them, if it is there, under another name."""
+    return {new if name == old else name: value for name, value in values.items()}
+
+
+def returned(kind: type) -> str:
+    """What a class of outputs calls the cache."""
+    names = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    return NEW_NAME if NEW_NAME in names else NAME
 
 
 @torch.library.custom_op("autoquant::append", mutates_args=())

@@ -103,8 +103,9 @@ class _Call(nn.Module):
         if self.layers is None:
             return self.model(**tensors, **self.plain)
         given = {**self.plain, **tensors, cache.NAME: cache.traced(tensors.get(cache.NAME), self.layers)}
-        out = self.model(**given)
-        return type(out)(**{name: value for name, value in out.items() if name != cache.NAME})
+        out = self.model(**cache.renamed(given, cache.NAME, cache.name_of(self.model.forward)))
+        own = cache.returned(type(out))
+        return type(out)(**{name: value for name, value in out.items() if name != own})
 
 
 def inlined(model: nn.Module) -> tuple[nn.Module, ...]:

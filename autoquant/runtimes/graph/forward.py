@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from transformers.cache_utils import Cache
 
 from autoquant.memory import trim
 from autoquant.runtimes.graph import cache, store
@@ -45,7 +46,7 @@ class GraphForward:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.eager: Callable[..., Any] = model.forward
+        self._forward: Callable[..., Any] = model.forward
         self.captured: dict[Key, Captured | None] = {}
         self.checked: set[Key] = set()
         self.lowered: dict[Key, Lowered] = {}
@@ -54,11 +55,19 @@ class GraphForward:
         self.__signature__ = inspect.signature(model.forward)
         positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
         self._names = [name for name, p in self.__signature__.parameters.items() if p.kind is positional]
+        self._cache = cache.name_of(model.forward)
+
+    def eager(self, **inputs: Any) -> Any:
+        """The model's own forward."""
+        return self._forward(**cache.renamed(inputs, cache.NAME, self._cache))
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         if len(args) > len(self._names):
-            return self.eager(*args, **inputs)
-        inputs = _without_idle_mask({**dict(zip(self._names, args, strict=False)), **inputs})
+            return self._forward(*args, **inputs)
+        inputs = {**dict(zip(self._names, args, strict=False)), **inputs}
+        if isinstance(inputs.get(self._cache), Cache):
+            inputs = cache.renamed(inputs, self._cache, cache.NAME)
+        inputs = _without_idle_mask(inputs)
         key = self._key(inputs)
         if key is None:
             return self.eager(**inputs)
@@ -181,7 +190,7 @@ class GraphForward:
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphForward:
         model = memo[id(self.model)] if id(self.model) in memo else copy.deepcopy(self.model, memo)
         twin = GraphForward.__new__(GraphForward)
-        twin.model, twin.eager = model, type(model).forward.__get__(model)
+        twin.model, twin._forward, twin._cache = model, type(model).forward.__get__(model), self._cache
         twin.captured, twin.checked, twin.lowered, twin.plans, twin.calls = {}, set(), {}, {}, Counter()
         twin.__signature__, twin._names = self.__signature__, self._names
         return twin
@@ -198,7 +207,7 @@ def _tensors(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _with_cache(lowered: Lowered, inputs: dict[str, Any], given: dict[str, Any]) -> Any:
     out = lowered.run(**given, **{CACHE: inputs[cache.NAME]})
-    return type(out)(**{**out, cache.NAME: inputs[cache.NAME]})
+    return type(out)(**{**out, cache.returned(type(out)): inputs[cache.NAME]})
 
 
 def _run(lowered: Lowered, inputs: dict[str, Any]) -> Any:
@@ -206,10 +215,7 @@ def _run(lowered: Lowered, inputs: dict[str, Any]) -> Any:
     past = inputs.get(cache.NAME)
     if past is None:
         return lowered.run(**inputs)
-    return {
-        **_with_cache(lowered, inputs, _tensors(inputs)),
-        cache.NAME: [(own.keys, own.values) for own in past.layers],
-    }
+    return _opened(_with_cache(lowered, inputs, _tensors(inputs)), past)
 
 
 def _call(eager: Callable[..., Any], inputs: dict[str, Any]) -> Any:
@@ -217,7 +223,12 @@ def _call(eager: Callable[..., Any], inputs: dict[str, Any]) -> Any:
     past = inputs.get(cache.NAME)
     if past is None:
         return eager(**inputs)
-    return {**eager(**inputs), cache.NAME: [(own.keys, own.values) for own in past.layers]}
+    return _opened(eager(**inputs), past)
+
+
+def _opened(out: Any, past: Any) -> dict[str, Any]:
+    """An output with the tensors of its cache in the place of the cache."""
+    return {**out, cache.returned(type(out)): [(own.keys, own.values) for own in past.layers]}
 
 
 def _without_idle_mask(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -166,5 +166,5 @@ def _schemes(model: nn.Module) -> list[str]:
 def _versions() -> list[str]:
     """Whatever else the graph, or whether it computes what the model does, may depend on."""
     here = Path(__file__).parents[1]
-    code = [file.read_bytes().hex() for file in sorted([*here.rglob("*.py"), *here.rglob("*.c")])]
+    code = [file.read_bytes().hex() for file in sorted([*here.rglob("*.py"), *here.rglob("*.[ch]")])]
     return [torch.__version__, transformers.__version__, processor(), cap(), artifacts.fingerprint(code)]

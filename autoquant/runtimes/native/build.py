@@ -38,13 +38,17 @@ def cap() -> str:
 
 @functools.cache
 def load_library(source: Path, extra: tuple[str, ...] = ()) -> ctypes.CDLL | None:
-    """The compiled library of `source` and the headers in the folder of its name; None where it cannot be had: torch operations then compute the same."""
+    """The compiled library of `source` and of the headers in the folder of its name.
+
+    None where it cannot be had: torch operations then compute the same.
+    """
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if os.environ.get("AUTOQUANT_NATIVE") == "0" or compiler is None or platform.system() != "Linux":
         return None
     flags = (*FLAGS, *extra, *WITHOUT.get(cap(), ()))
     files = [source, *sorted((source.parent / source.stem).glob("*.h"))]
-    key = hashlib.sha256(b"".join(file.read_bytes() for file in files) + f"{compiler}{flags}{processor()}".encode()).hexdigest()[:16]
+    text = b"".join(file.read_bytes() for file in files) + f"{compiler}{flags}{processor()}".encode()
+    key = hashlib.sha256(text).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{key}.so"
     try:
         if not target.exists():

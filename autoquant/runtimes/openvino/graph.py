@@ -28,8 +28,6 @@ from autoquant.runtimes.openvino.engine import PRECISION, constant, openvino, op
 from autoquant.runtimes.portable import LayerTensors
 from autoquant.schemes import OUTLIER_MAX
 
-TINY = float(np.finfo(np.float32).tiny)
-
 
 class LayerWriter:
     """Writes layers into one graph; what several of them compute of the same input is written once (q, k and v).
@@ -84,14 +82,17 @@ class LayerWriter:
             if static is not None:
                 self._quantized[key] = self._fake_quantize(x, static), self._check(x)
             else:
-                least = self._float(TINY)
+                least = None
                 if t.outliers is not None:
                     top = op.reduce_max(op.abs(self._outliers(t, x)), self._ints(-1), keep_dims=True)
-                    least = op.maximum(op.divide(top, self._float(OUTLIER_MAX)), least)
+                    least = op.divide(top, self._float(OUTLIER_MAX))
                     x = op.multiply(x, constant(t.inliers))
                 rows, axis = (x, -1) if how.strategy == "token" else (op.reshape(x, self._ints(-1), False), 0)
                 top = op.reduce_max(op.abs(rows), self._ints(axis), keep_dims=True)
-                scale = op.maximum(op.divide(top, self._float(127.5)), least)
+                scale = op.divide(top, self._float(127.5))
+                scale = scale if least is None else op.maximum(scale, least)
+                # 1 of a row of zeros; in float16 there is no number small enough to be a least scale instead
+                scale = op.select(op.equal(scale, self._float(0.0)), self._float(1.0), scale)
                 codes = self._fake_quantize(op.divide(x, scale), 1.0)
                 self._quantized[key] = codes, op.add(scale, self._check(rows))
         return self._quantized[key]

@@ -1,4 +1,4 @@
-"""Kernels for processors with AVX-512 VNNI, on torch tensors: each is one call into C (kernels.c).
+"""Kernels for processors with AVX-512 VNNI, and AMX where there is that, on torch tensors: each is one call into C (kernels.c).
 
 `available()` says whether this processor has them. ONEDNN_MAX_CPU_ISA, which caps what oneDNN uses, caps them as well, so
 that one machine can stand in for several.
@@ -6,7 +6,7 @@ that one machine can stand in for several.
 
 from autoquant.runtimes.native.avx512.attention import PackedAttention, attention, rotary
 from autoquant.runtimes.native.avx512.decoding import CachedAttention
-from autoquant.runtimes.native.avx512.library import available, runs
+from autoquant.runtimes.native.avx512.library import available, runs, use_amx
 from autoquant.runtimes.native.avx512.linear import PANEL, PackedLinear, PackedPair, can_join, join
 from autoquant.runtimes.native.avx512.rows import OUT_OF_RANGE, Norm, embed
 from autoquant.runtimes.native.avx512.tape import Tape, recording
@@ -28,4 +28,5 @@ __all__ = [
     "recording",
     "rotary",
     "runs",
+    "use_amx",
 ]

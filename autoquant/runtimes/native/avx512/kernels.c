@@ -10,9 +10,10 @@
  * weight's columns that lie before the others in each panel, and the sums shifted by 8 bits; the low ones are codes like all.
  * Packed weight: panels of 64 outputs; in a panel, for each 4 inputs, 64 × 4 bytes (the last panel and the last 4 inputs are
  * padded with zeros). A 6 × 64 tile of sums stays in registers over all inputs and is scaled, biased, activated, added to
- * the residual and rounded once, on its way to memory. */
-#include <stdint.h>
-#include <stdlib.h>
+ * the residual and rounded once, on its way to memory. AMX reads the same panels, 16 × 32 sums at a time (amx.h).
+ *
+ *     vectors.h ── codes.h ── outputs.h ── products.h ── amx.h ── linear.h
+ *              └── rows.h ─────────────────────────────────────── attention.h */
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && defined(__AVX512VNNI__)
 #include "kernels/attention.h"
@@ -22,5 +23,5 @@
 int has_vnni(void) { return 1; }
 #else
 int has_vnni(void) { return 0; }
-int begin_amx(void) { return 0; }
+int use_amx(int wanted) { return 0; }
 #endif

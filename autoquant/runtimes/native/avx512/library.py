@@ -64,8 +64,7 @@ def library() -> ctypes.CDLL | None:
     found.embed.argtypes = [pointer] * 5 + [count, count, count, number, number]
     found.rotary.argtypes = [pointer, number]
     found.cached_attention.argtypes = [pointer, number]
-    if allows("amx-int8"):
-        found.begin_amx()
+    found.use_amx(True)
     for name in ("pack_linear", "linear", "linear_pair", "norm", "attention", "rotary", "cached_attention"):
         getattr(found, name).restype = None
     return found
@@ -75,9 +74,9 @@ def available() -> bool:
     return library() is not None
 
 
-def has_amx() -> bool:
-    """Whether the kernels multiply with AMX."""
-    return allows("amx-int8") and available() and bool(kernels().begin_amx())
+def use_amx(wanted: bool = True) -> bool:
+    """Let the kernels multiply with AMX, which they do from the beginning where they can, or not; returns whether they do."""
+    return available() and bool(kernels().use_amx(wanted))
 
 
 def runs(x: Tensor) -> bool:

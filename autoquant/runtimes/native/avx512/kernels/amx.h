@@ -10,8 +10,8 @@
 #include <unistd.h>
 
 static int amx;
-/* Whether the tiles may be used: Linux gives a process their registers (component 18 of its state) on request. */
-int begin_amx(void) { return amx = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0; }
+/* Whether tiles are used from now on: Linux gives a process their registers (component 18 of its state) on request. */
+int use_amx(int wanted) { return amx = wanted && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0; }
 
 /* Tiles of this thread from now on: 0 and 1 of sums, 2 of the left matrix, 3 of the right one. Of fewer than 16 rows the left one has
  * so many, and takes less time. To be followed by `end_tiles`. */
@@ -52,7 +52,7 @@ static void multiply_amx(const float *left, int64_t stride, const float *right, 
 
 #else
 enum { amx = 0 };
-int begin_amx(void) { return 0; }
+int use_amx(int wanted) { return 0; }
 INLINE void begin_tiles(int64_t rows) { (void)rows; }
 INLINE void end_tiles(void) {}
 #define multiply_amx multiply_bf16
