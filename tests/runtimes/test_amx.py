@@ -78,13 +78,25 @@ def test_activations(act: str, dtype: torch.dtype, tolerance: float) -> None:
     )
 
 
-@pytest.mark.parametrize("width", [8, 20, 32, 64, 80])
-@pytest.mark.parametrize("queries, keys, causal", [(2, 5, False), (16, 16, True), (33, 33, True), (70, 129, False)])
+QUERIES = (
+    (1, 7, False),
+    (1, 16, False),
+    (1, 129, False),
+    (2, 5, False),
+    (16, 16, True),
+    (33, 33, True),
+    (70, 129, False),
+)
+"""Of one query, as in decoding, five heads read the same keys at once; the last keys are read early rather than past the end."""
+
+
+@pytest.mark.parametrize("width", [8, 20, 32, 64, 80, 96])
+@pytest.mark.parametrize("queries, keys, causal", QUERIES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention(width: int, queries: int, keys: int, causal: bool, masked: bool) -> None:
     make = torch.Generator().manual_seed(width + keys)
     q, k, v = (torch.randn(2, heads, rows, width, generator=make).to(torch.bfloat16)
-               for heads, rows in ((4, queries), (2, keys), (2, keys)))  # fmt: skip
+               for heads, rows in ((10, queries), (2, keys), (2, keys)))  # fmt: skip
     mask = torch.rand(2, 1, queries, keys, generator=make) > 0.3 if masked else None
     tiles, vectors = both(lambda: avx512.attention(q, k, v, mask, causal=causal))
     assert torch.allclose(tiles.float(), vectors.float(), rtol=2**-6, atol=2**-6)

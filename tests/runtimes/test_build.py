@@ -49,7 +49,8 @@ def test_flags_follow_the_cap(
     ("cap", "left"),
     [
         ("DEFAULT", "vnni bf16 amx"), ("ALL", "vnni bf16 amx"), ("AVX512_CORE_AMX", "vnni bf16 amx"),
-        ("AVX10_1_512", "vnni bf16"), ("AVX512_CORE_FP16", "vnni bf16"), ("avx512_core_vnni", "vnni"), ("AVX512_CORE", ""), ("AVX2", ""), ("SSE41", ""),
+        ("AVX10_1_512", "vnni bf16"), ("AVX512_CORE_FP16", "vnni bf16"), ("avx512_core_vnni", "vnni"),
+        ("AVX512_CORE", ""), ("AVX2", ""), ("SSE41", ""),
     ],
 )  # fmt: skip
 def test_what_a_cap_leaves_on(cap: str, left: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,14 @@ def test_a_signature_is_captured_when_it_has_come_often(model: nn.Module, monkey
             assert graphs_with_a_cache(served) == int(count > 6)
 
 
+def test_layers_share_what_they_all_ask_for(model: nn.Module) -> None:
+    """The cosines of rotary positions, and masks: an operation on the same inputs is there once."""
+    generated(model, torch.randint(4, 100, (1, 9), generator=torch.Generator().manual_seed(1)))
+    for lowered in model.__dict__["forward"].lowered.values():
+        calls = [node for node in lowered.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+        assert len({repr((node.target, node.args, node.kwargs)) for node in calls}) == len(calls)
+
+
 @pytest.mark.parametrize("rows", [1, 70])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("width", [6, 64, 80])

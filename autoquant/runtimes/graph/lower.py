@@ -25,7 +25,7 @@ from autoquant.runtimes.graph.linear import (
     join_layers,
     lower_layers,
 )
-from autoquant.runtimes.graph.norms import drop_idle, fuse_norms
+from autoquant.runtimes.graph.norms import drop_idle, fuse_norms, merge_twins
 from autoquant.runtimes.graph.write import write
 
 
@@ -57,5 +57,6 @@ def lower(captured: Captured, model: nn.Module) -> Lowered:
     fuse_attention(graph)
     fuse_epilogues(graph, module)
     fuse_pairs(graph)
+    merge_twins(graph)
     graph.eliminate_dead_code()
     return Lowered(captured, module, graph, write(graph, module, captured))

@@ -1,4 +1,4 @@
-"""Rewrites of what is neither a layer nor attention: idle operations, and normalisation."""
+"""Rewrites of what is neither a layer nor attention: idle and repeated operations, and normalisation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule
 
-from autoquant.runtimes.graph.nodes import Node, calls, is_float, replace, same, value_of
+from autoquant.runtimes.graph.nodes import Node, calls, changes_something, is_float, replace, same, value_of
 from autoquant.runtimes.native import avx512
 
 aten = torch.ops.aten
@@ -25,6 +25,28 @@ def drop_idle(graph: Graph) -> None:
             name.startswith(("aten.to.", "aten._to_copy", "aten.type_as")) and same(node, node.args[0])
         ):
             node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def merge_twins(graph: Graph) -> None:
+    """The same operation on the same inputs, once: every layer of a language model asks for the same cosines.
+
+    For a graph that is lowered: rewrites look at how often a node is used.
+    """
+    known: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if (
+            node.op != "call_function"
+            or not isinstance(node.target, torch._ops.OpOverload)
+            or changes_something(node.target)
+        ):
+            continue
+        key = repr(
+            (node.target, node.args, sorted(node.kwargs.items()))
+        )  # nodes are written as their names, which are unique
+        twin = known.setdefault(key, node)
+        if twin is not node:
+            node.replace_all_uses_with(twin)
             graph.erase_node(node)
 
 

@@ -43,6 +43,18 @@ INLINE void end_tiles(void) { _tile_release(); }
 TILES(tiles_int8, _tile_dpbsud, int32_t)
 TILES(tiles_bf16, _tile_dpbf16ps, float)
 
+/* to (16, 16) = left · right of `steps` tiles; those of the left one lie side by side, those of the right one one after the other. */
+INLINE void tile_bf16(const void *left, int64_t lda, const void *right, int64_t steps, float *to) {
+    __asm__ volatile("" ::: "memory");
+    _tile_zero(0);
+    for (int64_t s = 0; s < steps; s++) {
+        _tile_loadd(2, (const char *)left + 64 * s, lda);
+        _tile_loadd(3, (const char *)right + 1024 * s, 64);
+        _tile_dpbf16ps(0, 2, 3);
+    }
+    _tile_stored(0, to, 64);
+}
+
 /* As `multiply_bf16`, of 16 rows; n is a multiple of 16. Between `begin_tiles(16)` and `end_tiles`. */
 static void multiply_amx(const float *left, int64_t stride, const float *right, int64_t ldb, int64_t columns, int64_t n, float *out,
                          int64_t ldy) {
@@ -58,6 +70,7 @@ INLINE void end_tiles(void) {}
 #define multiply_amx multiply_bf16
 INLINE void tiles_int8(const void *left, int64_t lda, int64_t left_step, const void *right, int64_t ldb, int64_t right_step, int64_t steps,
                        int32_t *to, int64_t ldt) {}
+INLINE void tile_bf16(const void *left, int64_t lda, const void *right, int64_t steps, float *to) {}
 #endif
 
 /* A product of pairs of bfloat16: it takes `rows` at once, and a multiple of `steps` pairs. */

@@ -96,7 +96,7 @@ INLINE void transpose16(const char *x, int64_t row, int64_t rows, int64_t steps,
         t[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
         t[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
     }
-    for (int i = 0; i < 16 && i < steps; i++) _mm512_store_si512(y + i * ldy, t[i]);
+    for (int i = 0; i < 16 && i < steps; i++) _mm512_storeu_si512(y + i * ldy, t[i]);
 }
 
 /* The last key that any of these query rows sees, + 1: padding behind it, and a causal mask's other half, cost nothing. */
@@ -196,36 +196,92 @@ static void attend(const Attention *t, int64_t b, int64_t kh) {
         }
     if (amx) end_tiles();
 }
-/* One query row of one head, as in decoding: keys and values are read once, where they lie. */
-static void attend_row(const Attention *t, int64_t b, int64_t h, int64_t row) {
-    const int64_t d = t->width, wide = (d + 63) / 64 * 64, keys = reach(t, b, h, row, 1), padded = (keys + 15) / 16 * 16;
+/* The scores of one query row a head, scores[head, key], rows `padded` apart: keys are read once, where they lie. With tiles 16 keys
+ * meet the queries of all heads that share them, at most 16. */
+static void score_tiles(const Attention *t, const char *q, const char *k, const char *v, int64_t keys, float *scores, int64_t padded, float *turned) {
+    float block[TILE_ROWS * 16] __attribute__((aligned(64)));
+    const int64_t steps = t->width / 2;
+    memset(turned, 0, sizeof(float) * 16 * steps);
+    for (int64_t h = 0; h < t->groups; h++)
+        for (int64_t s = 0; s < steps; s++) memcpy(turned + 16 * s + h, q + (h * t->q_head + 2 * s) * 2, 4);
+    begin_tiles(TILE_ROWS);
+    for (int64_t i = 0; i < keys; i += TILE_ROWS) {
+        const int64_t at = i + TILE_ROWS <= keys ? i : keys - TILE_ROWS; /* the last ones early rather than past the end */
+        const int64_t next = i + 4 * TILE_ROWS < keys ? TILE_ROWS : 0; /* tiles wait for memory row by row */
+        fetch_head(k, (i + 3 * TILE_ROWS) * t->k_row, next, t->k_row, t->width, 2);
+        fetch_head(v, i * t->v_row, i + TILE_ROWS <= keys ? TILE_ROWS : keys - i, t->v_row, t->width, 2);
+        tile_bf16(k + at * t->k_row * 2, t->k_row * 2, turned, steps / 16, block);
+        transpose16((const char *)block, 64, TILE_ROWS, t->groups, scores + at, padded);
+    }
+    end_tiles();
+}
+static void score_rows(const Attention *t, const char *q, const char *k, int64_t keys, float *scores, int64_t padded, float *query) {
+    const int64_t d = t->width;
+    for (int64_t h = 0; h < t->groups; h++) {
+        for (int64_t c = 0; c < d; c += 16) _mm512_store_ps(query + c, get(q, h * t->q_head + c, t->bf16, first(d - c)));
+        for (int64_t i = 0; i < keys; i++) {
+            __m512 sum = K(0.0f);
+            for (int64_t c = 0; c < d; c += 16)
+                sum = _mm512_fmadd_ps(_mm512_load_ps(query + c), get(k, i * t->k_row + c, t->bf16, first(d - c)), sum);
+            scores[h * padded + i] = _mm512_reduce_add_ps(sum);
+        }
+    }
+}
+/* y = Σ weight of a key · its value, of `heads` heads and the columns c … c + 64: values are read once for all of them. */
+INLINE void weigh(const Attention *t, const void *v, const float *weights, int64_t padded, const float *inverse, int64_t keys, int64_t y,
+                  int64_t c, int heads, int bf16, int whole) {
+    const int64_t d = t->width;
+    __m512 sums[3][4];
+    for (int h = 0; h < heads; h++)
+        for (int j = 0; j < 4; j++) sums[h][j] = K(0.0f);
+    for (int64_t i = 0; i < keys; i++)
+        for (int j = 0; j < 4; j++) {
+            const __m512 value = get(v, i * t->v_row + c + 16 * j, bf16, whole ? 0xffff : first(d - c - 16 * j));
+            for (int h = 0; h < heads; h++) sums[h][j] = _mm512_fmadd_ps(K(weights[h * padded + i]), value, sums[h][j]);
+        }
+    for (int h = 0; h < heads; h++)
+        for (int j = 0; j < 4; j++) {
+            const __mmask16 k = first(d - c - 16 * j);
+            if (k) put(t->y, y + h * d + c + 16 * j, bf16, k, _mm512_mul_ps(sums[h][j], K(inverse[h])));
+        }
+}
+/* One query row, as in decoding, of all heads that share a key head. */
+static void attend_row(const Attention *t, int64_t b, int64_t kh) {
+    const int64_t d = t->width, wide = (d + 63) / 64 * 64, groups = t->groups, h0 = kh * groups;
     const size_t element = t->bf16 ? 2 : 4;
-    float *query = scratch(sizeof(float) * (wide + padded)), *scores = query + wide;
-    const char *q = (const char *)t->q + (b * t->q_batch + h * t->q_head + row * t->q_row) * element;
-    const char *k = (const char *)t->k + (b * t->k_batch + h / t->groups * t->k_head) * element;
-    const char *v = (const char *)t->v + (b * t->v_batch + h / t->groups * t->v_head) * element;
-    for (int64_t c = 0; c < wide; c += 16) _mm512_store_ps(query + c, get(q, c, t->bf16, first(d - c)));
-    for (int64_t i = 0; i < keys; i++) {
-        __m512 sum = K(0.0f);
-        for (int64_t c = 0; c < d; c += 16)
-            sum = _mm512_fmadd_ps(_mm512_load_ps(query + c), get(k, i * t->k_row + c, t->bf16, first(d - c)), sum);
-        scores[i] = _mm512_reduce_add_ps(sum);
+    int64_t keys = 0;
+    for (int64_t h = h0; h < h0 + (t->m_head ? groups : 1); h++) {
+        const int64_t own = reach(t, b, h, 0, 1);
+        keys = own > keys ? own : keys;
     }
-    const __m512 inverse = K(soften(t, scores, scores, 0, b, h, row, keys, padded));
-    for (int64_t c = 0; c < d; c += 64) {
-        __m512 sums[4] = {K(0.0f), K(0.0f), K(0.0f), K(0.0f)};
-        for (int64_t i = 0; i < keys; i++)
-            for (int j = 0; j < 4; j++)
-                sums[j] = _mm512_fmadd_ps(K(scores[i]), get(v, i * t->v_row + c + 16 * j, t->bf16, first(d - c - 16 * j)), sums[j]);
-        for (int j = 0; j < 4; j++)
-            put(t->y, ((b * t->queries + row) * t->heads + h) * d + c + 16 * j, t->bf16, first(d - c - 16 * j), _mm512_mul_ps(sums[j], inverse));
-    }
+    const int64_t padded = (keys + 31) / 16 * 16;
+    float *query = scratch(sizeof(float) * (8 * wide + groups * (padded + 1) + 16)), *scores = query + 8 * wide;
+    float *inverse = scores + groups * padded;
+    const char *q = (const char *)t->q + (b * t->q_batch + h0 * t->q_head) * element;
+    const char *k = (const char *)t->k + (b * t->k_batch + kh * t->k_head) * element;
+    const char *v = (const char *)t->v + (b * t->v_batch + kh * t->v_head) * element;
+    if (amx && t->bf16 && d % 32 == 0 && keys >= TILE_ROWS && groups <= 16) score_tiles(t, q, k, v, keys, scores, padded, query);
+    else score_rows(t, q, k, keys, scores, padded, query);
+    for (int64_t h = 0; h < groups; h++)
+        inverse[h] = soften(t, scores + h * padded, scores + h * padded, 0, b, h0 + h, 0, keys, padded);
+    for (int64_t c = 0; c < d; c += 64)
+        for (int64_t h = 0; h < groups; h += 3) {
+            const float *weights = scores + h * padded;
+            const int64_t y = (b * t->heads + h0 + h) * d;
+            const int heads = groups - h < 3 ? groups - h : 3;
+#define WEIGH(N) (t->bf16 && c + 64 <= d ? weigh(t, v, weights, padded, inverse + h, keys, y, c, N, 1, 1)                       \
+                  : t->bf16      ? weigh(t, v, weights, padded, inverse + h, keys, y, c, N, 1, 0)                               \
+                                 : weigh(t, v, weights, padded, inverse + h, keys, y, c, N, 0, 0))
+            if (heads == 3) WEIGH(3);
+            else if (heads == 2) WEIGH(2);
+            else WEIGH(1);
+        }
 }
 void attention(const Attention *t, int threads) {
     const int64_t heads = t->heads / t->groups;
     if (t->queries == 1) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && t->batch * t->heads * t->keys > 4096)
-        for (int64_t i = 0; i < t->batch * t->heads; i++) attend_row(t, i / t->heads, i % t->heads, 0);
+        for (int64_t i = 0; i < t->batch * heads; i++) attend_row(t, i / heads, i % heads);
         return;
     }
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && t->batch * t->heads * t->queries * t->keys > 4096)
