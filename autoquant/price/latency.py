@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from autoquant import memory
 from autoquant.evaluation import forward_call, time_models
 from autoquant.models.layers import Inventory, get_module
 from autoquant.models.layers import groups as groups_of
@@ -34,6 +35,9 @@ HOPELESS = 1.25
 """A base dtype whose best takes this many times the time of float32's best, both as they are served, is not searched."""
 EMULATED = 4
 """A float model that takes this many times float32's is hopeless, whatever its int8 products take: nothing more is tried."""
+KEPT = 2**30
+"""Bytes of kernels that are kept at most, and the share of the memory that is free."""
+KEPT_SHARE = 0.1
 TYPICAL = ("int8-channel-sym/a8-token", "int8-channel-sym")
 """Schemes of the uniform map that speaks for a base dtype beside its float model: the first that a layer may run."""
 
@@ -56,8 +60,8 @@ def measure_price(
 
     `groups` are the layers that will share a choice (default: those that share a weight), and do in the maps measured.
     `Price.layer_ms` holds only the base dtypes worth searching; `Price.model_ms` holds all that were measured, as
-    transformers runs them. What is left of a model as it is served, less its layers, is `Price.base_ms`. All kernels that
-    were built on the way are forgotten.
+    transformers runs them. What is left of a model as it is served, less its layers, is `Price.base_ms`. Of a small model the
+    kernels that were built on the way are kept for the search.
     """
     start = time.perf_counter()
     device = next(model.parameters()).device
@@ -71,7 +75,7 @@ def measure_price(
     typical = _time_bases({base: forward_call(uniform[base], task, example) for base in hopeful}, max_seconds / 10)
     for base in hopeful:
         assembler.assemble({}, base)
-    assembler.forget()
+    make_room(assembler)
     served_ms = {base: min(served[base], typical.get(base, math.inf)) for base in base_dtypes}
     reference = served_ms.get("float32", min(served_ms.values()))
     searched = [base for base in base_dtypes if served_ms[base] <= HOPELESS * reference]
@@ -136,6 +140,11 @@ def measure_price(
     )
 
 
+def make_room(assembler: Assembler) -> None:
+    """Kernels of every scheme at once are many times the model: they are kept while they are few bytes beside what is free."""
+    assembler.forget(over=min(KEPT, KEPT_SHARE * memory.available()))
+
+
 def _typical(layers: Sequence[Layer], schemes: Mapping[str, Sequence[str]], base: str) -> dict[str, str]:
     """The uniform map of `TYPICAL`; a layer that may run none of them stays in the base dtype."""
     found = {}
@@ -185,7 +194,7 @@ def _time_maps(
     for layers in maps:
         call = forward_call(assembler.assemble(layers, base), task, example)
         found.append(time_models({"map": call}, rounds=CALLS, warmup=2, max_seconds=max_seconds / len(maps))["map"][0])
-        assembler.forget()  # kernels of every scheme at once would be many times the model
+        make_room(assembler)
         if len(found) >= LEAST_MAPS and time.perf_counter() - start > max_seconds:
             break
     assembler.assemble({}, base)

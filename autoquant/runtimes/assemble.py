@@ -6,6 +6,7 @@ swapped in place; parameters that are float32 in both are shared with the origin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -97,8 +98,16 @@ class Assembler:
     def _beside(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.to(weight_matrix(get_module(self.model, name)).device)
 
-    def forget(self, keep: Mapping[str, str] | None = None) -> None:
-        """Free all cached weights and modules (all but those of `keep`) to make room."""
+    def held(self) -> int:
+        """Bytes of cached weights and modules, about: scales are left out, and a float is taken for four bytes."""
+        sizes = {layer.name: math.prod(layer.shape) for layer in self.inventory.layers}
+        weights = sum(weight.values.numel() for weight in self._weights.values())
+        return weights + sum(sizes[name] * (4 if SCHEMES[scheme].is_float else 1) for name, scheme, _ in self._modules)
+
+    def forget(self, keep: Mapping[str, str] | None = None, over: float = 0) -> None:
+        """Free all cached weights and modules (all but those of `keep`) to make room, if they hold more than `over` bytes."""
+        if self.held() <= over:
+            return
         kept = set((keep or {}).items())
         self._weights.clear()
         self._modules = {key: module for key, module in self._modules.items() if (key[0], key[1]) in kept}

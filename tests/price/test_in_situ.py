@@ -77,6 +77,20 @@ def test_no_layer_costs_less_than_nothing_and_an_unused_one_costs_nothing() -> N
     assert found.layer_ms.keys() == alone().keys()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_on_a_busy_machine_no_map_takes_less_than_nothing(seed: int) -> None:
+    """A kernel that was kept waiting reads many times its time; predictions below zero ended a search with an error."""
+    draw = np.random.default_rng(seed)
+    row = {
+        name: {scheme: ms * draw.choice([1, 1, 1, 30]) for scheme, ms in row.items()} for name, row in alone().items()
+    }
+    maps = sample_maps(GROUPS, ALLOWED, "float32")
+    times = [truth(one) * draw.choice([1.0, 1.0, 4.0]) for one in maps]
+    found = correct("float32", row, 2.0, maps, times)
+    least = found.base_ms + sum(min(own.values()) for own in found.layer_ms.values())
+    assert least >= 0.5 * min(times) - 1e-9
+
+
 def test_times_that_agree_are_left_alone() -> None:
     maps = sample_maps(GROUPS, ALLOWED, "float32")
     whole = [2.0 + sum(alone()[name][scheme] for name, scheme in one.items()) for one in maps]

@@ -98,6 +98,18 @@ def test_forgetting_changes_nothing(model: nn.Module) -> None:
     assert torch.equal(output(assembler.assemble(mixed(model), "float32")), expected)
 
 
+def test_what_is_little_is_not_forgotten(model: nn.Module) -> None:
+    """Or the price stage would quantize every weight anew for each of the maps that it measures."""
+    assembler = assembler_of(model)
+    assembler.assemble(mixed(model), "float32")
+    held, modules = assembler.held(), dict(assembler._modules)
+    assert held > 0
+    assembler.forget(over=held)
+    assert assembler._modules == modules and assembler.held() == held
+    assembler.forget(over=held - 1)
+    assert not assembler._modules and assembler.held() == 0
+
+
 def test_no_quantization_is_the_float_model(model: nn.Module) -> None:
     assert torch.equal(output(assembler_of(model).assemble({}, "float32")), output(model))
 
