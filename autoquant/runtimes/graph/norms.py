@@ -33,17 +33,11 @@ def merge_twins(graph: Graph) -> None:
 
     For a graph that is lowered: rewrites look at how often a node is used.
     """
-    known: dict[Any, Node] = {}
+    known: dict[str, Node] = {}
     for node in list(graph.nodes):
-        if (
-            node.op != "call_function"
-            or not isinstance(node.target, torch._ops.OpOverload)
-            or changes_something(node.target)
-        ):
+        if not isinstance(node.target, torch._ops.OpOverload) or changes_something(node.target):
             continue
-        key = repr(
-            (node.target, node.args, sorted(node.kwargs.items()))
-        )  # nodes are written as their names, which are unique
+        key = repr((node.target, node.args, node.kwargs))  # nodes are written as their names, which are unique
         twin = known.setdefault(key, node)
         if twin is not node:
             node.replace_all_uses_with(twin)
