@@ -14,7 +14,7 @@ import torch
 from autoquant import artifacts, forkserver
 from autoquant.certify import judge
 from autoquant.certify.ledger import Use, charge, sketch, state_folder
-from autoquant.certify.worker import MODULE, job_of, run_job
+from autoquant.certify.worker import job_of, run_job
 from autoquant.checkpoint import read_layer_map
 from autoquant.checkpoint.formats import FORMATS
 from autoquant.errors import UsageError, pick
@@ -147,7 +147,7 @@ def pair_of(
     )
 
 
-@forkserver.serving(MODULE)
+@forkserver.serving(forkserver.WORKER)
 def certify(
     checkpoint: str | Path,
     against: str | Path | None = None,

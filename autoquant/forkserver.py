@@ -22,6 +22,9 @@ from typing import Any
 from autoquant.memory import populate, resident_files
 from autoquant.processes import command, offline
 
+WORKER = "autoquant.certify.worker"
+"""The module whose jobs are run in fresh processes; named here so that its server can start before anything else is imported."""
+
 
 class Forks:
     """A server and its forks, one at a time.

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from autoquant import artifacts, forkserver
-from autoquant.certify.worker import MODULE, job_of, run_job
+from autoquant.certify.worker import job_of, run_job
 from autoquant.checkpoint import load, write_checkpoint
 from autoquant.evaluation import evaluate_split, forward_call, saved_rows, saved_values, time_models
 from autoquant.runtimes import Runtime
@@ -31,7 +31,7 @@ ROUNDS, MAX_SECONDS = 25, 30.0
 
 def fresh_processes(session: Session) -> AbstractContextManager[None]:
     """While open, fresh processes are there at once; not for a module that was handed over, which is measured in this one."""
-    return forkserver.serving(MODULE) if session.module is None else nullcontext()
+    return forkserver.serving(forkserver.WORKER) if session.module is None else nullcontext()
 
 
 def checkpoint_of(session: Session, layer_map: LayerMap) -> Path:

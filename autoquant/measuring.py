@@ -11,7 +11,7 @@ from torch import nn
 
 from autoquant import artifacts, forkserver
 from autoquant.bench import run_bench
-from autoquant.certify.worker import MODULE, job_of, run_job
+from autoquant.certify.worker import job_of, run_job
 from autoquant.errors import UsageError
 from autoquant.evaluation import evaluate_split, forward_call, time_models
 from autoquant.exports import load, weight_bytes
@@ -23,7 +23,7 @@ from autoquant.tasks import TASKS, Task, make
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
-@forkserver.serving(MODULE)
+@forkserver.serving(forkserver.WORKER)
 def evaluate(
     checkpoint: str | Path | nn.Module,
     task: str | Task | None = None,

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 from torch import Tensor
 
 from autoquant.certify.judge import drop_error, excess, paired_drop, sample_error
@@ -98,7 +98,7 @@ def order_of(task: Task, budget: Budget, reduced: Tensor, seed: int) -> Order:
 
 def normal(budget: Budget) -> float:
     """How many standard errors the certified bound is expected to be above the drop."""
-    return float(stats.norm.ppf(budget.confidence)) if budget.confidence else 0.0
+    return float(ndtri(budget.confidence)) if budget.confidence else 0.0
 
 
 def expected_margin(drop: float, error: float, items: int, certification: int, budget: Budget) -> float:

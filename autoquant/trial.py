@@ -151,7 +151,7 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
     def milliseconds(model: nn.Module) -> tuple[float, float]:
         times = time_models(
             {"map": forward_call(model, task, example), "anchor": anchor},
-            rounds=7,
+            rounds=5,
             warmup=1,
             max_seconds=3.0,
             rest_seconds=session.runtime.rest_seconds,

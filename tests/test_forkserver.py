@@ -143,10 +143,10 @@ def test_a_measurement_is_the_same_in_a_fork_as_in_a_new_process(
     start = worker.start
     monkeypatch.setattr(worker, "start", lambda *args, **more: (started.append("new"), start(*args, **more))[1])
     alone = worker.run_job(job, tmp_path / "alone", "float32")
-    with forkserver.serving(worker.MODULE):
+    with forkserver.serving(forkserver.WORKER):
         forked = worker.run_job(job, tmp_path / "forked", "float32")
         assert started == ["new"]
-        forkserver.forks_of(worker.MODULE)._server.kill()
+        forkserver.forks_of(forkserver.WORKER)._server.kill()
         last = worker.run_job(job, tmp_path / "last", "float32")
     assert started == ["new", "new"]
     values = [np.load(answer["values"])["values"] for answer in (alone, forked, last)]

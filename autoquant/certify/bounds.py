@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr, ndtri
 
 from autoquant.errors import NumericsError
 
@@ -150,7 +150,7 @@ def bootstrap_bounds(
     below = np.clip(
         np.mean(draws < base) + np.mean(draws == base) / 2, 1 / (resamples + 1), resamples / (resamples + 1)
     )
-    bias = stats.norm.ppf(below)
+    bias = ndtri(below)
     folds = np.array_split(generator.permutation(units), min(units, 200))  # grouped: enough for the acceleration
     everything = np.arange(units)
     left_out = np.array([statistic(items(np.setdiff1d(everything, fold))) for fold in folds if len(fold) < units])
@@ -158,8 +158,8 @@ def bootstrap_bounds(
     acceleration = (centred**3).sum() / (6 * max((centred**2).sum(), 1e-300) ** 1.5)
 
     def at(level: float) -> float:
-        z = bias + stats.norm.ppf(level)
-        return float(np.quantile(draws, stats.norm.cdf(bias + z / (1 - acceleration * z))))
+        z = bias + ndtri(level)
+        return float(np.quantile(draws, ndtr(bias + z / (1 - acceleration * z))))
 
     return Bound(at(1 - confidence), at(confidence), method)
 
@@ -209,5 +209,5 @@ def items_needed(drop: float, deviation: float, budget: float, confidence: float
     gap = abs(budget - drop)
     if gap < 1e-9:
         return None
-    z = stats.norm.ppf(confidence) + stats.norm.ppf(power)
+    z = ndtri(confidence) + ndtri(power)
     return max(1, math.ceil((z * deviation / gap) ** 2))

@@ -27,8 +27,6 @@ from autoquant.processes import exit_code_of, finish, last_words, start
 from autoquant.runtimes.graph import as_written
 from autoquant.tasks import TASKS, DataTask, Task, from_spec
 
-MODULE = "autoquant.certify.worker"
-
 
 def run_job(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
     """Run `job` in a fresh process and return its answer; `folder` keeps job and answer under `name`.
@@ -53,7 +51,7 @@ def run_job(job: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
 
 def _run(job: dict[str, Any], path: Path) -> tuple[int, str]:
     """(exit code, what was written to stderr) of a fresh process: a fork of one that has only imported this, or a new one."""
-    if (forks := forkserver.forks_of(MODULE)) is not None:
+    if (forks := forkserver.forks_of(forkserver.WORKER)) is not None:
         artifacts.write_json(path, job)
         errors = path.with_suffix(".log")
         code = forks.run(path, errors)
@@ -61,7 +59,7 @@ def _run(job: dict[str, Any], path: Path) -> tuple[int, str]:
         errors.unlink(missing_ok=True)
         if code is not None:
             return code, said
-    process = start(MODULE, job, path, stderr=PIPE)
+    process = start(forkserver.WORKER, job, path, stderr=PIPE)
     said = finish(process)
     return process.returncode, said
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from autoquant import forkserver
 from autoquant.commands.options import read, takes
 from autoquant.errors import UsageError
 from autoquant.values import EXIT_CODES, Budget
@@ -80,10 +81,11 @@ def certify(
 
 
 def _once(checkpoint: str, data: str | None, asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    from autoquant.comparison import certify
-    from autoquant.report.verdict import verdict_line
+    with forkserver.serving(forkserver.WORKER):  # it imports what this process does, at the same time
+        from autoquant.comparison import certify
+        from autoquant.report.verdict import verdict_line
 
-    found = certify(checkpoint, data=data, **asked)
+        found = certify(checkpoint, data=data, **asked)
     return found, verdict_line(found)
 
 

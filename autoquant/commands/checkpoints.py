@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from autoquant import forkserver
 from autoquant.commands.options import LAST, SOURCE, Model, read, takes
 
 app = typer.Typer()
@@ -49,9 +50,10 @@ def evaluate(
 ) -> int:
     """Metric, latency, bytes and peak memory of any checkpoint."""
     given["quiet"] |= given["as_json"]
-    from autoquant import measuring
+    with forkserver.serving(forkserver.WORKER):  # it imports what this process does, at the same time
+        from autoquant import measuring
 
-    found = measuring.evaluate(checkpoint, split=split, **read(given))
+        found = measuring.evaluate(checkpoint, split=split, **read(given))
     if given["as_json"]:
         print(json.dumps(found, indent=1))
         return 0

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from autoquant import forkserver
 from autoquant.commands.options import LAST, OPTIONS, SOURCE, Model, confidence_of, read, takes, was_typed
 from autoquant.errors import UsageError
 from autoquant.values import Budget
@@ -29,19 +30,20 @@ def search(ctx: typer.Context, model: Model = "default", **given: Any) -> int:
     """Search, certify and write the best quantization under a budget."""
     # A typing mistake is answered before seconds of imports.
     Budget(given["budget"], given["relative"], confidence_of(given["confidence"]))
-    from autoquant import api
-
-    resume = given.pop("resume")
-    if resume is None:
-        result = api.search(model, **read(given))
-    else:
+    resume, changes = given.pop("resume"), {}
+    if resume is not None:
         typed = {name: value for name, value in ctx.params.items() if was_typed(ctx, name)}
         changes = {name: typed.pop(name) for name in ("trials", "max_minutes", "workers", "storage") if name in typed}
         if others := [name for name in typed if name not in ("resume", "quiet", "as_json")]:
             raise UsageError(
                 f"--resume takes its settings from the run folder; --{others[0].replace('_', '-')} cannot be changed there."
             )
-        result = api.resume(resume, quiet=given["quiet"], **changes)
+    with forkserver.serving(forkserver.WORKER):  # it imports what this process does, at the same time
+        from autoquant import api
+
+        result = (
+            api.search(model, **read(given)) if resume is None else api.resume(resume, quiet=given["quiet"], **changes)
+        )
     show(result, given["as_json"])
     return result.exit_code
 
@@ -67,9 +69,10 @@ def pick(
     """Certify another point of a search's front, for another budget, without searching again."""
     confidence = confidence_of(given["confidence"])
     Budget(budget, confidence=confidence)
-    from autoquant import api
+    with forkserver.serving(forkserver.WORKER):
+        from autoquant import api
 
-    result = api.pick(run, budget, confidence=confidence, quiet=given["quiet"])
+        result = api.pick(run, budget, confidence=confidence, quiet=given["quiet"])
     show(result, given["as_json"])
     return result.exit_code
 

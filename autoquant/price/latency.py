@@ -27,10 +27,8 @@ from autoquant.schemes import SCHEMES, project
 from autoquant.tasks.base import Batch, Task, to_device
 from autoquant.values import Group, Layer, Price
 
-LEAST_MAPS = 9
-"""Whole models measured at least: more than there are figures to fit."""
 CALLS = 9
-"""Timed calls of each, if there is time."""
+"""Timed calls of each whole model, if there is time."""
 HOPELESS = 1.25
 """A base dtype whose best takes this many times the time of float32's best, both as they are served, is not searched."""
 EMULATED = 4
@@ -118,7 +116,7 @@ def measure_price(
         reached = {name: tuple(row) if any(row.values()) else () for name, row in layer_ms[base].items()}
         maps = sample_maps(groups or groups_of(inventory.layers), reached, base)
         times = _time_maps(assembler, base, maps, task, example, max_seconds * 0.3 / len(searched))
-        corrected = correct(base, layer_ms[base], rest, maps[: len(times)], times)
+        corrected = correct(base, layer_ms[base], rest, maps, times)
         layer_ms[base], base_ms[base] = corrected.layer_ms, corrected.base_ms
     layer_bytes, other = price_bytes(model, inventory, schemes, base_dtypes)
     shape_used = {"batch_size": batch_size}
@@ -188,15 +186,12 @@ def _time_bases(calls: Mapping[str, Callable[[], None]], max_seconds: float) -> 
 def _time_maps(
     assembler: Assembler, base: str, maps: Sequence[Mapping[str, str]], task: Task, example: Batch, max_seconds: float
 ) -> list[float]:
-    """Median ms of whole models under the first of `maps`: all that there is time for, `LEAST_MAPS` at least."""
+    """Median ms of whole models."""
     found: list[float] = []
-    start = time.perf_counter()
     for layers in maps:
         call = forward_call(assembler.assemble(layers, base), task, example)
         found.append(time_models({"map": call}, rounds=CALLS, warmup=2, max_seconds=max_seconds / len(maps))["map"][0])
         make_room(assembler)
-        if len(found) >= LEAST_MAPS and time.perf_counter() - start > max_seconds:
-            break
     assembler.assemble({}, base)
     return found
 

@@ -20,7 +20,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 ERROR = 0.02
 """Share of the answers, at most, that the whole split would not give."""
@@ -112,6 +112,6 @@ def known(margin: float, deviation: float, items: int, total: int) -> bool | Non
     """
     if items == total:
         return margin <= 0
-    if items < LEAST or abs(margin) <= stats.norm.ppf(1 - ERROR) * deviation:
+    if items < LEAST or abs(margin) <= ndtri(1 - ERROR) * deviation:
         return None
     return margin < 0

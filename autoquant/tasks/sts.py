@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from autoquant.artifacts import fingerprint
@@ -103,6 +102,8 @@ class STS(DataTask):
 
     def aggregate(self, split: str, values: np.ndarray, index: np.ndarray | None = None) -> float:
         """Spearman's correlation in [-1, 1]; 0 when all values (or all scores) are equal."""
+        from scipy.stats import rankdata  # more than half a second, of every start otherwise
+
         gold = self._gold[split]
         if index is not None:
             values, gold = values[index], gold[index]

@@ -6,12 +6,12 @@ certification split, which the other tools do not; afterwards every tool's model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +19,6 @@ from benchmarks.peers.models import MODELS, Judge, Model, Source
 
 BATCH = 8
 """Rows of the calls that are timed, and that autoquant's prices are measured with."""
-BUDGET = 0.01
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,11 @@ SST2 = Model(
     (Judge("classification", "sst2/dev.tsv", "sst2/test.tsv", {"text": 0, "label": 1}),),
     items=1600,
 )
-JOBS = {"minilm-sst2": Job(SST2, 32), "dinov2-cifar10": Job(replace(MODELS["dinov2-cifar10"], items=1200))}
+JOBS = {
+    "minilm-sst2": Job(SST2, 32),
+    "dinov2-cifar10": Job(replace(MODELS["dinov2-cifar10"], items=1200)),
+    "smollm2": Job(replace(MODELS["smollm2"], items=64), 128),
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,15 @@ class Found:
     certifying: float = 0.0
 
 
-def autoquant_search(source: Source, folder: Path, threads: int, length: int | None) -> Found:
-    """All stages, with certification."""
+def autoquant_search(source: Source, folder: Path, threads: int, length: int | None, budget: float) -> Found:
+    """All stages, with certification, begun as the command line begins them."""
+    from autoquant import forkserver
+
+    with forkserver.serving(forkserver.WORKER):
+        return _autoquant_search(source, folder, threads, length, budget)
+
+
+def _autoquant_search(source: Source, folder: Path, threads: int, length: int | None, budget: float) -> Found:
     import autoquant
     from autoquant import pipeline
     from autoquant.session import Progress, Session
@@ -78,7 +88,7 @@ def autoquant_search(source: Source, folder: Path, threads: int, length: int | N
         test_data=str(source.data / judge.test_data) if judge.test_data else None,
         columns=dict(judge.columns), seed=source.seed, threads=threads,
         sizes={"calibration": 64, "search": source.model.items // 2, "certification": source.model.items},
-        batch_size=BATCH, seq_len=length, budget=BUDGET,
+        batch_size=BATCH, seq_len=length, budget=budget,
     )  # fmt: skip
     report = pipeline.run(Session(settings, folder, Progress(quiet=True)))
     stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in report["stages"].items())
@@ -92,7 +102,7 @@ def autoquant_search(source: Source, folder: Path, threads: int, length: int | N
     )
 
 
-def nncf_control(source: Source, folder: Path, threads: int, length: int | None) -> Found:
+def nncf_control(source: Source, folder: Path, threads: int, length: int | None, budget: float) -> Found:
     """OpenVINO: NNCF's `quantize_with_accuracy_control`; what stays float is computed in bfloat16, its default here."""
     import openvino
 
@@ -100,7 +110,7 @@ def nncf_control(source: Source, folder: Path, threads: int, length: int | None)
     from benchmarks.peers.engines.openvino_engine import OvServed, control, convert
 
     seen: list[float] = []
-    graph = control(source, convert(source, "forward"), seen)
+    graph = control(source, convert(source, "forward"), seen, budget)
     openvino.save_model(graph, folder / "model.xml", compress_to_fp16=True)
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
@@ -108,7 +118,7 @@ def nncf_control(source: Source, folder: Path, threads: int, length: int | None)
     return Found(AsModule(OvServed(compiled), source), len(seen), (folder / "model.bin").stat().st_size)
 
 
-def inc_autotune(source: Source, folder: Path, threads: int, length: int | None) -> Found:
+def inc_autotune(source: Source, folder: Path, threads: int, length: int | None, budget: float) -> Found:
     """Intel Neural Compressor 3: `autotune` over its own set of static int8 configurations, compiled.
 
     Its budget is a share of the metric: of accuracies below 1 a little less than the others'.
@@ -133,7 +143,7 @@ def inc_autotune(source: Source, folder: Path, threads: int, length: int | None)
             seen.append(evaluate_split(Ordered(model, source), source.task, "search", batch_size=BATCH).metric)
         return seen[-1]
 
-    tuning = TuningConfig(config_set=[INT8StaticQuantConfig.get_config_set_for_tuning()], tolerable_loss=BUDGET)
+    tuning = TuningConfig(config_set=[INT8StaticQuantConfig.get_config_set_for_tuning()], tolerable_loss=budget)
     found = autotune(exported, tuning, judge, run_fn=run, example_inputs=inputs)
     torch.save(found.state_dict(), folder / "state.pt")
     compiled = Ordered(torch.compile(found, dynamic=True), source, autocast=True)
@@ -156,7 +166,7 @@ class Ordered(nn.Module):
         return (found[0] if isinstance(found, tuple | list) else found).float()
 
 
-def float_model(source: Source, folder: Path, threads: int, length: int | None) -> Found:
+def float_model(source: Source, folder: Path, threads: int, length: int | None, budget: float) -> Found:
     """The float32 model, as transformers runs it."""
     from autoquant.models.loading import load_model
 
@@ -164,7 +174,7 @@ def float_model(source: Source, folder: Path, threads: int, length: int | None) 
     return Found(load_model(str(source.folder), source.model.auto_class).model, 0, size)
 
 
-TOOLS: dict[str, Callable[[Source, Path, int, int | None], Found]] = {
+TOOLS: dict[str, Callable[[Source, Path, int, int | None, float], Found]] = {
     "float32": float_model,
     "autoquant": autoquant_search,
     "nncf-accuracy-control": nncf_control,
@@ -172,9 +182,11 @@ TOOLS: dict[str, Callable[[Source, Path, int, int | None], Found]] = {
 }
 
 
-def item_values(found: Found, source: Source) -> np.ndarray:
-    """(items,) of the certification split."""
+def loss(found: Found, source: Source) -> float:
+    """On the certification split: a drop is the difference of two. Of a metric whose drops are shares, its logarithm."""
     from autoquant.evaluation import evaluate_split
 
+    task = source.task
     with torch.no_grad():
-        return evaluate_split(found.module, source.task, "certification", batch_size=BATCH).values
+        metric = evaluate_split(found.module, task, "certification", batch_size=BATCH).metric
+    return (-1 if task.higher_is_better else 1) * (math.log(metric) if task.relative else metric)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers.models import Source
-from benchmarks.wallclock.tools import BATCH, JOBS, TOOLS, item_values
+from benchmarks.wallclock.tools import BATCH, JOBS, TOOLS, loss
 
 CALLS = 5
 """Of a round, whose time is their median."""
@@ -31,12 +31,13 @@ def main(job: dict[str, object]) -> None:
         folder, what = Path(str(job["folder"])), JOBS[str(job["job"])]
         source = Source(what.model, Path(str(job["model"])), Path(str(job["data"])))
         folder.mkdir(parents=True, exist_ok=True)
-        found = TOOLS[str(job["tool"])](source, folder, int(str(job["threads"])), what.length)
+        found = TOOLS[str(job["tool"])](
+            source, folder, int(str(job["threads"])), what.length, float(str(job["budget"]))
+        )  # fmt: skip
         send(
             {"evaluations": found.evaluations, "bytes": found.size, "said": found.said, "certifying": found.certifying}
         )
-        np.save(folder / "values.npy", item_values(found, source))
-        send({"judged": True})
+        send({"loss": loss(found, source)})
         example = source.task.example(BATCH, what.length)
         for _line in sys.stdin:
             times = []

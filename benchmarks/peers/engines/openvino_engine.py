@@ -171,7 +171,7 @@ def quantize(source: Source, graph: Any) -> Any:
     return nncf.quantize(graph, _calibration(source), model_type=nncf.ModelType.TRANSFORMER)
 
 
-def control(source: Source, graph: Any, seen: list[float] | None = None) -> Any:
+def control(source: Source, graph: Any, seen: list[float] | None = None, budget: float = BUDGET) -> Any:
     """`quantize_with_accuracy_control`, judged by the task on its search split: certification data stays unseen.
 
     Args:
@@ -199,7 +199,7 @@ def control(source: Source, graph: Any, seen: list[float] | None = None) -> Any:
         _calibration(source),
         nncf.Dataset(source.calibration()),  # `validate` has its own rows; NNCF wants to be given some
         validate,
-        max_drop=BUDGET,
+        max_drop=budget,
         drop_type=nncf.DropType.ABSOLUTE,
         model_type=nncf.ModelType.TRANSFORMER,
     )
