@@ -139,6 +139,7 @@ def judge(
     """The figures of one shape."""
     predicted = [price.ms_of(one.base_dtype, one.layers) for one in maps]
     errors = [100 * (p / ms - 1) for p, (ms, _) in zip(predicted, measured, strict=True)]
+    drift = anchor / price.model_ms["float32"]
     return {
         "model": name,
         "shape": str(session.batch_size) + (f"x{session.seq_len}" if session.seq_len else ""),
@@ -147,8 +148,9 @@ def judge(
         "worst %": float(np.max(np.abs(errors))),
         "bias %": float(np.mean(errors)),
         "rank": float(spearmanr(predicted, [ms for ms, _ in measured]).statistic),
+        "still %": float(np.mean([abs(100 * (p * drift / ms - 1)) for p, (ms, _) in zip(predicted, measured, strict=True)])),
         "noise %": float(np.median([100 * noise / ms for ms, noise in measured])),
-        "moved %": 100 * (anchor / price.model_ms["float32"] - 1),
+        "moved %": 100 * (drift - 1),
         "price s": price.seconds,
         "details": [
             {"base_dtype": one.base_dtype, "palette": one.palette, "predicted_ms": p, "measured_ms": ms,
@@ -158,7 +160,7 @@ def judge(
     }  # fmt: skip
 
 
-COLUMNS = ("model", "shape", "maps", "error %", "worst %", "bias %", "rank", "noise %", "moved %", "price s")
+COLUMNS = ("model", "shape", "maps", "error %", "still %", "worst %", "bias %", "rank", "noise %", "moved %", "price s")
 
 
 def main() -> None:
