@@ -1,9 +1,9 @@
 """Does the price model say the truth? Milliseconds that it predicts for random maps against measured ones, end to end.
 
 For each model and shape the price stage runs as it does in a search. Then maps that draw a scheme for every layer at random
-(not those that the price stage itself measures) are predicted (`Price.ms_of`) and measured: assembled and served as a
-checkpoint is, with the graph and its fused kernels. All maps take turns, in a new order each round, beside the float32 model
-as it is written, which tells how far the machine moved between the price stage and the maps.
+are predicted (`Price.ms_of`) and measured: assembled and served as a checkpoint is, with the graph and its fused kernels. All
+maps take turns, in a new order each round, and with them those that the price stage itself has timed: they tell how far the
+machine has moved since.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from autoquant.errors import UsageError, pick
 from autoquant.evaluation import forward_call, spread
 from autoquant.price import measure_price
+from autoquant.price.in_situ import sample_maps
 from autoquant.profile import input_ranges
 from autoquant.schemes import SCHEMES, project
 from autoquant.session import Progress, Session
@@ -33,8 +34,6 @@ from autoquant.values import Price
 
 CALLS_FOR_MS = 40.0
 """A round of a map is as many calls as take about this long, three at least; its time is their median."""
-ANCHOR_EVERY = 4
-"""Maps between two timings of the float32 model."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +78,25 @@ def random_maps(session: Session, bases: list[str], count: int, seed: int) -> li
     return found
 
 
-def measure(session: Session, maps: list[Map], rounds: int, seed: int) -> tuple[list[tuple[float, float]], float]:
-    """Median ms and half the interquartile range of each map, and the median ms of the float32 model, in turns."""
+def own_maps(session: Session, price: Price) -> list[Map]:
+    """Those that the price stage has timed."""
+    found = []
+    for base, rows in price.layer_ms.items():
+        reached = {name: tuple(row) if any(row.values()) else () for name, row in rows.items()}
+        found += [Map(base, 0, layers) for layers in sample_maps(session.groups, reached, base)]
+    return found
+
+
+def measure(session: Session, maps: list[Map], rounds: int, seed: int) -> list[tuple[float, float]]:
+    """Median ms and half the interquartile range of each map, in turns."""
     example = session.task.example(session.batch_size, session.seq_len)
-    anchor = forward_call(session.model, session.task, example)
     times: list[list[float]] = [[] for _ in maps]
-    anchors: list[float] = []
     draw = random.Random(seed)
     for _ in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
-        for number, place in enumerate(draw.sample(range(len(maps)), len(maps))):
-            if number % ANCHOR_EVERY == 0:
-                anchors.append(_round(anchor))
+        for place in draw.sample(range(len(maps)), len(maps)):
             model = session.assembler.assemble(maps[place].layers, maps[place].base_dtype)
             times[place].append(_round(forward_call(model, session.task, example)))
-    return [spread(one) for one in times], float(np.median(anchors))
+    return [spread(one) for one in times]
 
 
 def _round(call: Any) -> float:
@@ -126,20 +130,32 @@ def run_case(name: str, case: Case, args: Any) -> list[dict[str, Any]]:
             tuple(dict.fromkeys(("float32", *session.space.base_dtypes))), batch_size=batch_size, seq_len=seq_len,
             groups=session.groups,
         )  # fmt: skip
-        maps = random_maps(session, list(price.layer_ms), args.maps, args.seed)
-        measured, anchor = measure(session, maps, args.rounds, args.seed)
-        found.append(judge(name, session, price, maps, measured, anchor))
+        maps, own = random_maps(session, list(price.layer_ms), args.maps, args.seed), own_maps(session, price)
+        measured = measure(session, [*maps, *own], args.rounds, args.seed)
+        found.append(
+            judge(name, session, price, maps, measured[: len(maps)], movement(price, own, measured[len(maps) :]))
+        )
         print(table([found[-1]], COLUMNS), flush=True)
     return found
 
 
+def movement(price: Price, own: list[Map], measured: list[tuple[float, float]]) -> dict[str, float]:
+    """Base dtype → times of the maps that prices were fitted to over what they took then, the median."""
+    ratios: dict[str, list[float]] = {}
+    for one, (ms, _) in zip(own, measured, strict=True):
+        ratios.setdefault(one.base_dtype, []).append(ms / price.ms_of(one.base_dtype, one.layers))
+    return {base: float(np.median(found)) for base, found in ratios.items()}
+
+
 def judge(
-    name: str, session: Session, price: Price, maps: list[Map], measured: list[tuple[float, float]], anchor: float
-) -> dict[str, Any]:
+    name: str, session: Session, price: Price, maps: list[Map], measured: list[tuple[float, float]], moved: dict[str, float]
+) -> dict[str, Any]:  # fmt: skip
     """The figures of one shape."""
     predicted = [price.ms_of(one.base_dtype, one.layers) for one in maps]
     errors = [100 * (p / ms - 1) for p, (ms, _) in zip(predicted, measured, strict=True)]
-    drift = anchor / price.model_ms["float32"]
+    still = [
+        100 * (moved[one.base_dtype] * p / ms - 1) for one, p, (ms, _) in zip(maps, predicted, measured, strict=True)
+    ]
     return {
         "model": name,
         "shape": str(session.batch_size) + (f"x{session.seq_len}" if session.seq_len else ""),
@@ -148,9 +164,9 @@ def judge(
         "worst %": float(np.max(np.abs(errors))),
         "bias %": float(np.mean(errors)),
         "rank": float(spearmanr(predicted, [ms for ms, _ in measured]).statistic),
-        "still %": float(np.mean([abs(100 * (p * drift / ms - 1)) for p, (ms, _) in zip(predicted, measured, strict=True)])),
+        "still %": float(np.mean(np.abs(still))),
         "noise %": float(np.median([100 * noise / ms for ms, noise in measured])),
-        "moved %": 100 * (drift - 1),
+        "moved %": 100 * (float(np.mean(list(moved.values()))) - 1),
         "price s": price.seconds,
         "details": [
             {"base_dtype": one.base_dtype, "palette": one.palette, "predicted_ms": p, "measured_ms": ms,
@@ -175,8 +191,9 @@ def main() -> None:
         arguments.error(str(error))
     rows = [row for name, case in cases.items() for row in run_case(name, case, args)]
     print("\n" + table(rows, COLUMNS))
-    print(f"\nmean absolute error over {sum(row['maps'] for row in rows)} maps: "
-          f"{np.average([row['error %'] for row in rows], weights=[row['maps'] for row in rows]):.1f}%")  # fmt: skip
+    for what in ("error %", "still %"):
+        mean = np.average([row[what] for row in rows], weights=[row["maps"] for row in rows])
+        print(f"\n{what} over {sum(row['maps'] for row in rows)} maps: {mean:.1f}")
     write(args.json, {"seed": args.seed, "rounds": args.rounds, "rows": rows})
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoquant.errors import CheckpointError
+from autoquant.schemes import OUTLIER_COUNTS
 from autoquant.values import Scheme
 from autoquant.values.outliers import from_text, to_text
 
@@ -33,7 +34,7 @@ def read(config: Mapping[str, Any], where: str) -> dict[str, tuple[int, ...]]:
 
 def outlier_problem(channels: Sequence[int], inputs: int) -> str | None:
     """What the outlier channels of a layer with this many inputs have to be, if these are not that."""
-    good = len(channels) in range(16, 65, 16) and len(set(channels)) == len(channels)
+    good = len(channels) in OUTLIER_COUNTS and len(set(channels)) == len(channels)
     if good and all(0 <= channel < inputs for channel in channels):
         return None
-    return f"16, 32, 48 or 64 different numbers below {inputs}"
+    return f"{', '.join(map(str, OUTLIER_COUNTS[:-1]))} or {OUTLIER_COUNTS[-1]} different numbers below {inputs}"

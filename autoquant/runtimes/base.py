@@ -37,10 +37,14 @@ class Runtime(ABC):
         """
         return False
 
-    def require(self, layer: Layer, scheme: Scheme) -> None:
-        """Raises SchemeError: the runtime cannot run `scheme` on `layer`."""
+    def require(self, layer: Layer, scheme: Scheme, input_scale: Tensor | None, outliers: Tensor | None) -> None:
+        """Raises SchemeError: the runtime cannot run `scheme` on `layer`, or what the scheme has calibrated is missing."""
         if reason := self.supports(layer, scheme):
             raise SchemeError(f"The {self.name} runtime cannot run '{scheme.name}' on layer '{layer.name}': {reason}.")
+        if scheme.is_static and input_scale is None:
+            raise SchemeError("A static activation scheme needs a calibrated input scale.")
+        if scheme.has_outliers and outliers is None:
+            raise SchemeError("A scheme with outlier channels needs to know them (outliers).")
 
     def cannot_compute(self, dtype: str) -> str | None:
         """None if floats can be computed in `dtype` here, otherwise the reason not. Slowness is none: that is measured."""

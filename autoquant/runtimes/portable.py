@@ -143,11 +143,7 @@ class PortableRuntime(Runtime):
         input_scale: Tensor | None = None,
         outliers: Tensor | None = None,
     ) -> nn.Module:
-        self.require(layer, scheme)
-        if scheme.is_static and input_scale is None:
-            raise SchemeError("A static activation scheme needs a calibrated input scale.")
-        if scheme.has_outliers and outliers is None:
-            raise SchemeError("A scheme with outlier channels needs to know them (outliers).")
+        self.require(layer, scheme, input_scale, outliers)
         bias = getattr(module, "bias", None)
         names = ("kernel_size", "stride", "padding", "dilation") if layer.kind == "conv2d" else ()
         return self.module(

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoquant.errors import SchemeError
 from autoquant.runtimes import native
 from autoquant.runtimes.base import Runtime
 from autoquant.runtimes.native import avx512
@@ -44,7 +43,7 @@ class TorchRuntime(Runtime):
         input_scale: Tensor | None = None,
         outliers: Tensor | None = None,
     ) -> nn.Module:
-        self.require(layer, scheme)
+        self.require(layer, scheme, input_scale, outliers)
         bias = getattr(module, "bias", None)
         bias = None if bias is None else bias.detach().to(base_dtype)
         if isinstance(weight, Tensor):
@@ -75,7 +74,7 @@ class TorchRuntime(Runtime):
         if torch.cuda.is_available():
             return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
         kernels = (
-            f"{'AMX' if avx512.use_amx() else 'AVX-512 VNNI'} kernels"
+            f"{'AMX' if avx512.uses_amx() else 'AVX-512 VNNI'} kernels"
             if avx512.available()
             else "C passes"
             if native.available()
@@ -123,10 +122,6 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias)
         self.register_buffer("bias32", None if bias is None else bias.float(), persistent=False)
         self.register_buffer("input_scale", None if input_scale is None else input_scale.float().reshape(1))
-        if input is not None and not input.dynamic and input_scale is None:
-            raise SchemeError("A static activation scheme needs a calibrated input scale.")
-        if input is not None and input.outliers and outliers is None:
-            raise SchemeError("A scheme with outlier channels needs to know them (outliers).")
         self.register_buffer("outliers", outliers if input is not None and input.outliers else None)
         self._packed: avx512.PackedLinear | None = None
         if pack and dtype is not torch.float16 and self._can_pack():

@@ -1,6 +1,7 @@
 """Numerics: quantize, dequantize and count the bytes of a tensor; the table of schemes. Nothing here knows a model."""
 
 from autoquant.schemes.integer import (
+    OUTLIER_COUNTS,
     OUTLIER_MAX,
     QuantizedTensor,
     dequantize,
@@ -14,6 +15,7 @@ from autoquant.schemes.size import dtype_bytes, layer_bytes
 from autoquant.schemes.table import SCHEMES, get_scheme, project
 
 __all__ = [
+    "OUTLIER_COUNTS",
     "OUTLIER_MAX",
     "SCHEMES",
     "QuantizedTensor",

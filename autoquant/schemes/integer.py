@@ -16,6 +16,8 @@ from autoquant.errors import NumericsError, SchemeError
 from autoquant.values import QuantizationArgs
 
 INT8_MIN, INT8_MAX = -128, 127
+OUTLIER_COUNTS = range(16, 65, 16)
+"""How many outlier channels a layer may have."""
 OUTLIER_MAX = 127 * 256 + 127
 """Largest code of an outlier: two int8 digits."""
 
@@ -80,7 +82,7 @@ def dequantize(q: QuantizedTensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def outlier_channels(absmax: Tensor) -> Tensor:
-    """int32 (some,) the channels with the largest values, in order: one in 16, a multiple of 16, at least 16 and at most 64.
+    """int32 (some,) the channels with the largest values, in order: one in 16, as far as `OUTLIER_COUNTS` allow.
 
     What LLM.int8() (arXiv 2208.07339, section 3.2) computes in float16 has codes of 16 bits here: on SmolLM2's head, 16 of 576
     leave a fourteenth of the divergence that int8 inputs cause, and 32 a thirty-eighth.
@@ -88,7 +90,7 @@ def outlier_channels(absmax: Tensor) -> Tensor:
     Args:
         absmax: (in,) largest absolute value of each channel on calibration data.
     """
-    count = min(len(absmax), max(16, min(64, len(absmax) // 256 * 16)))
+    count = min(len(absmax), max(OUTLIER_COUNTS[0], min(OUTLIER_COUNTS[-1], len(absmax) // 256 * OUTLIER_COUNTS.step)))
     return absmax.topk(count).indices.sort().values.to(torch.int32)
 
 

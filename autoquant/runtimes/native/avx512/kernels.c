@@ -24,4 +24,5 @@ int has_vnni(void) { return 1; }
 #else
 int has_vnni(void) { return 0; }
 int use_amx(int wanted) { return 0; }
+int uses_amx(void) { return 0; }
 #endif

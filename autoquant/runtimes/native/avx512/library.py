@@ -79,6 +79,11 @@ def use_amx(wanted: bool = True) -> bool:
     return available() and bool(kernels().use_amx(wanted))
 
 
+def uses_amx() -> bool:
+    """Whether the kernels multiply with AMX."""
+    return available() and bool(kernels().uses_amx())
+
+
 def runs(x: Tensor) -> bool:
     """Whether the kernels take this tensor."""
     return x.dtype in _BF16 and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())

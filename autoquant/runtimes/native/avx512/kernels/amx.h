@@ -72,6 +72,7 @@ INLINE void tiles_int8(const void *left, int64_t lda, int64_t left_step, const v
                        int32_t *to, int64_t ldt) {}
 INLINE void tile_bf16(const void *left, int64_t lda, const void *right, int64_t steps, float *to) {}
 #endif
+int uses_amx(void) { return amx; }
 
 /* A product of pairs of bfloat16: it takes `rows` at once, and a multiple of `steps` pairs. */
 typedef void Multiply(const float *, int64_t, const float *, int64_t, int64_t, int64_t, float *, int64_t);
