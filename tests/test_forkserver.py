@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,3 +155,28 @@ def test_a_measurement_is_the_same_in_a_fork_as_in_a_new_process(
     assert alone["metric"] == forked["metric"] and forked["peak_memory_bytes"] > 0
     assert artifacts.read_json(tmp_path / "forked" / "float32.json")["items"] == 60
     assert not list((tmp_path / "forked").glob("*.log"))
+
+
+COMMANDS = {
+    "search": ["search", "nowhere"],
+    "resume": ["search", "--resume", "nowhere"],
+    "pick": ["pick", "nowhere", "--budget", "0.01"],
+    "certify": ["certify", "nowhere"],
+    "evaluate": ["evaluate", "nowhere"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_start_it_before_they_import_what_it_imports(tmp_path: Path, command: str) -> None:
+    """Both import at the same time then, and a usage error ends it."""
+    script = (
+        "import sys\nfrom autoquant import cli, forkserver\nserving = forkserver.serving\n"
+        "def watched(module):\n    print(module, 'torch' in sys.modules)\n    return serving(module)\n"
+        "forkserver.serving = watched\nprint(cli.main(sys.argv[1:]), forkserver._running)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *COMMANDS[command]], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    said = done.stdout.splitlines()
+    assert said[0] == f"{forkserver.WORKER} False", done.stderr
+    assert said[-1] in ("1 {}", "2 {}"), done.stderr

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from autoquant.errors import UsageError
 from autoquant.search.ledger import promise
-from autoquant.search.problem import FLOAT, Choice, Problem
+from autoquant.search.problem import FLOAT, LEAST_NOISE, Choice, Problem
 from autoquant.search.strategies import STRATEGIES
 from autoquant.search.surrogate import solve
 
@@ -17,7 +17,7 @@ FRONT_SHARES = (0.5, 0.25, 0.1, 0.03)
 UNIFORM_LIMIT = 4
 """Uniform maps that are evaluated: of those that no other uniform map beats in saving and score the most saving ones, and the
 one of the smallest score: where the certification data cannot settle the bolder ones, it is what lies between them and no
-quantization at all."""
+quantization at all. Of those whose savings timings cannot tell apart, only the one of the smallest score counts."""
 
 Start = tuple[str, str, Choice]
 """(label, base dtype, choice)."""
@@ -48,7 +48,7 @@ def starting_maps(problem: Problem) -> list[Start]:
     front: list[tuple[float, float, str, str, Choice]] = []
     for item in uniform:
         if all(item[1] < other[1] for other in front):
-            front.append(item)
+            front = [other for other in front if other[0] * (1 - LEAST_NOISE) > item[0]] + [item]
     chosen = front if len(front) <= UNIFORM_LIMIT else [*front[: UNIFORM_LIMIT - 1], front[-1]]
     return maps + [(label, base, choice) for *_, label, base, choice in chosen]
 
