@@ -106,7 +106,8 @@ def evidence(report: dict[str, Any], subject: str = "", seen: str = " never seen
     if report["verdict"] == "PASS":
         if upper <= 0:
             return f"{moves}, and with {confidence} confidence it does not {fall} {seen}"
-        return f"{moves}, and with {confidence} confidence by less than {_amount(upper, budget, 'up')} {seen}"
+        by = "by" if metric["drop"] > 0 else f"it {fall}s by"
+        return f"{moves}, and with {confidence} confidence {by} less than {_amount(upper, budget, 'up')} {seen}"
     if metric["drop"] > budget["drop"] and lower is not None:
         little = "not at all" if lower <= 0 else f"by as little as {_amount(lower, budget, 'down')}"
         return f"{moves}, but at {confidence} confidence it could {fall} {little} {seen}"

@@ -122,6 +122,8 @@ def test_an_improvement_is_not_called_a_drop() -> None:
         _report({**PERPLEXITY, "drop": -0.002}, {"relative": True})
     )
     assert "nDCG@10 does not drop, and" in sentence(_report({"drop": 0.0}))
+    assert "with 95% confidence it drops by less than" in sentence(_report({"drop": -0.0003}))
+    assert "with 95% confidence by less than" in sentence(_report({"drop": 0.0003}))
     assert "with 95% confidence it does not drop" in sentence(_report({"drop": -0.004, "upper_bound": -0.001}))
 
 
