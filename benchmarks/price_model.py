@@ -2,8 +2,8 @@
 
 For each model and shape the price stage runs as it does in a search. Then maps that draw a scheme for every layer at random
 are predicted (`Price.ms_of`) and measured: assembled and served as a checkpoint is, with the graph and its fused kernels. All
-maps take turns, in a new order each round, and with them those that the price stage itself has timed: they tell how far the
-machine has moved since.
+maps take turns, in a new order each round, and with them those that the price stage itself has timed (none of the others is one
+of these): they tell how far the machine has moved since.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from autoquant.errors import UsageError, pick
 from autoquant.evaluation import forward_call, spread
 from autoquant.price import measure_price
-from autoquant.price.in_situ import sample_maps
+from autoquant.price.in_situ import offered, sample_maps
 from autoquant.profile import input_ranges
 from autoquant.schemes import SCHEMES, project
 from autoquant.session import Progress, Session
@@ -80,11 +80,11 @@ def random_maps(session: Session, bases: list[str], count: int, seed: int) -> li
 
 def own_maps(session: Session, price: Price) -> list[Map]:
     """Those that the price stage has timed."""
-    found = []
-    for base, rows in price.layer_ms.items():
-        reached = {name: tuple(row) if any(row.values()) else () for name, row in rows.items()}
-        found += [Map(base, 0, layers) for layers in sample_maps(session.groups, reached, base)]
-    return found
+    return [
+        Map(base, 0, layers)
+        for base, rows in price.layer_ms.items()
+        for layers in sample_maps(session.groups, offered(rows), base)
+    ]
 
 
 def measure(session: Session, maps: list[Map], rounds: int, seed: int) -> list[tuple[float, float]]:

@@ -62,6 +62,11 @@ def sample_maps(
     return found
 
 
+def offered(rows: Table) -> dict[str, tuple[str, ...]]:
+    """Layer → schemes that a map may give it, from their ms. A layer that no input reaches has no calibrated range: none."""
+    return {name: tuple(row) if any(row.values()) else () for name, row in rows.items()}
+
+
 def correct(base: str, alone: Table, rest: float, maps: Sequence[Layers], times: Sequence[float]) -> Correction:
     """Fit the layers' times to the times of whole models.
 

@@ -19,7 +19,7 @@ from autoquant import memory
 from autoquant.evaluation import forward_call, time_models
 from autoquant.models.layers import Inventory, get_module
 from autoquant.models.layers import groups as groups_of
-from autoquant.price.in_situ import correct, sample_maps
+from autoquant.price.in_situ import correct, offered, sample_maps
 from autoquant.price.size import price_bytes
 from autoquant.runtimes.assemble import Assembler
 from autoquant.runtimes.graph import decelerated
@@ -112,9 +112,7 @@ def measure_price(
     base_ms = {}
     for base in searched:
         rest = max(0.0, served[base] - sum(layer_ms[base][layer.name][base] for layer in inventory.layers))
-        # A layer that no input reaches stays as it is: it has no calibrated range either.
-        reached = {name: tuple(row) if any(row.values()) else () for name, row in layer_ms[base].items()}
-        maps = sample_maps(groups or groups_of(inventory.layers), reached, base)
+        maps = sample_maps(groups or groups_of(inventory.layers), offered(layer_ms[base]), base)
         times = _time_maps(assembler, base, maps, task, example, max_seconds * 0.3 / len(searched))
         corrected = correct(base, layer_ms[base], rest, maps, times)
         layer_ms[base], base_ms[base] = corrected.layer_ms, corrected.base_ms

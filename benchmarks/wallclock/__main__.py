@@ -113,7 +113,6 @@ def main() -> None:
             low, middle, high = np.percentile(times[tool], [25, 50, 75])
             rows[tool] |= {
                 "uncertified": rows[tool]["seconds"] - rows[tool]["certifying"],
-                "drop": rows[tool]["loss"] - rows["float32"]["loss"],
                 "ms": float(middle),
                 "±": float(high - low) / 2,
                 "MB": rows[tool]["bytes"] / 1e6,

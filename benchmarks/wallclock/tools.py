@@ -6,15 +6,16 @@ certification split, which the other tools do not; afterwards every tool's model
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoquant import forkserver
 from benchmarks.peers.models import MODELS, Judge, Model, Source
 
 BATCH = 8
@@ -68,15 +69,9 @@ class Found:
     certifying: float = 0.0
 
 
+@forkserver.serving(forkserver.WORKER)
 def autoquant_search(source: Source, folder: Path, threads: int, length: int | None, budget: float) -> Found:
     """All stages, with certification, begun as the command line begins them."""
-    from autoquant import forkserver
-
-    with forkserver.serving(forkserver.WORKER):
-        return _autoquant_search(source, folder, threads, length, budget)
-
-
-def _autoquant_search(source: Source, folder: Path, threads: int, length: int | None, budget: float) -> Found:
     import autoquant
     from autoquant import pipeline
     from autoquant.session import Progress, Session
@@ -182,11 +177,9 @@ TOOLS: dict[str, Callable[[Source, Path, int, int | None, float], Found]] = {
 }
 
 
-def loss(found: Found, source: Source) -> float:
-    """On the certification split: a drop is the difference of two. Of a metric whose drops are shares, its logarithm."""
+def item_values(found: Found, source: Source) -> np.ndarray:
+    """(items,) of the certification split."""
     from autoquant.evaluation import evaluate_split
 
-    task = source.task
     with torch.no_grad():
-        metric = evaluate_split(found.module, task, "certification", batch_size=BATCH).metric
-    return (-1 if task.higher_is_better else 1) * (math.log(metric) if task.relative else metric)
+        return evaluate_split(found.module, source.task, "certification", batch_size=BATCH).values

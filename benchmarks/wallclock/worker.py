@@ -13,10 +13,20 @@ import numpy as np
 import torch
 
 from benchmarks.peers.models import Source
-from benchmarks.wallclock.tools import BATCH, JOBS, TOOLS, loss
+from benchmarks.wallclock.tools import BATCH, JOBS, TOOLS, item_values
 
 CALLS = 5
 """Of a round, whose time is their median."""
+
+
+def drop(folder: Path, values: np.ndarray, source: Source, budget: float) -> float:
+    """Against the float32 model, which is the first to be judged, and leaves its values for the others."""
+    from autoquant.certify.judge import paired_drop
+    from autoquant.values import Budget
+
+    np.save(folder / "values.npy", values)
+    reference = np.load(folder.parents[1] / "float32" / folder.name / "values.npy")
+    return paired_drop(source.task, "certification", reference, values, Budget(budget))
 
 
 def main(job: dict[str, object]) -> None:
@@ -28,16 +38,17 @@ def main(job: dict[str, object]) -> None:
 
     try:
         torch.set_num_threads(int(str(job["threads"])))
+        budget = float(str(job["budget"]))
         folder, what = Path(str(job["folder"])), JOBS[str(job["job"])]
         source = Source(what.model, Path(str(job["model"])), Path(str(job["data"])))
         folder.mkdir(parents=True, exist_ok=True)
         found = TOOLS[str(job["tool"])](
-            source, folder, int(str(job["threads"])), what.length, float(str(job["budget"]))
+            source, folder, int(str(job["threads"])), what.length, budget
         )  # fmt: skip
         send(
             {"evaluations": found.evaluations, "bytes": found.size, "said": found.said, "certifying": found.certifying}
         )
-        send({"loss": loss(found, source)})
+        send({"drop": drop(folder, item_values(found, source), source, budget)})
         example = source.task.example(BATCH, what.length)
         for _line in sys.stdin:
             times = []

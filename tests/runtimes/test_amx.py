@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from autoquant.runtimes import TorchRuntime
 from autoquant.runtimes.native import avx512
 from autoquant.schemes import SCHEMES, quantize
 
@@ -39,6 +40,12 @@ def both(run: object, *arguments: object) -> tuple[Tensor, Tensor]:
         assert avx512.use_amx(wanted) is wanted
         found.append(run(*arguments))  # type: ignore[operator]
     return found[0], found[1]
+
+
+def test_the_kernels_that_run_are_named_and_stay_as_they_are() -> None:
+    assert avx512.uses_amx() and "AMX kernels" in TorchRuntime().description()
+    avx512.use_amx(False)
+    assert "AVX-512 VNNI kernels" in TorchRuntime().description() and not avx512.uses_amx()
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEMES if "/" in name])
