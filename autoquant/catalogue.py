@@ -17,7 +17,9 @@ def _scheme(name: str) -> str:
     scheme = SCHEMES[name]
     if scheme.weights is None:
         return f"weights and arithmetic in {scheme.dtype}"
-    weights = f"int8 weights per {scheme.weights.strategy}, {'symmetric' if scheme.weights.symmetric else 'asymmetric'}"
+    args = scheme.weights
+    weights = f"int{args.num_bits} weights per {args.strategy}, {'symmetric' if args.symmetric else 'asymmetric'}"
+    weights += " (packed in the file, 8 bits in memory)" if scheme.is_packed else ""
     if scheme.input is None:
         return f"{weights}; activations untouched"
     if scheme.has_outliers:

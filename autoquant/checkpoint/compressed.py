@@ -13,6 +13,9 @@ Facts about its reader (compressed-tensors 0.20 in transformers 5.23) that this 
   should, but (batch, width), the input of a classifier on a pooled state, gets one scale for the whole batch.
 - It has no word for outlier channels. A layer with such is one whose weights alone are quantized, to other readers, which
   are more exact with it then; the channels stand under a key of their own that they do not look at.
+- Weights of 6 and 4 bits are `pack-quantized`, with int8 inputs as well. An embedding cannot be: transformers fills the `weight`
+  that it does not find (`_init_weights`). Nor can asymmetric ones: it expects their zero points unpacked while it prepares the
+  modules, and packed in the file.
 - It expands the weights in a hook on the model's first call. Who calls `model.forward` itself (sentence-transformers
   does) finds int8 codes there, unless the model was opened with `CompressedTensorsConfig(dequantize=True)`.
 """
@@ -38,9 +41,13 @@ from autoquant.values import Layer, QuantizationArgs, Scheme
 
 LAYOUT = "int-quantized"
 """compressed-tensors' name for: `weight` int8, `weight_scale`, `weight_zero_point` if asymmetric."""
+PACKED = "pack-quantized"
+"""Its name for: `weight_packed`, `weight_shape`, `weight_scale`, `weight_zero_point` if asymmetric."""
+MIXED = "mixed-precision"
+"""Its name for a model whose groups have several of them."""
 
 OUTLIERS = "/a8-outlier"
-READABLE = ("int-quantized", "naive-quantized")
+READABLE = ("int-quantized", "naive-quantized", PACKED)
 
 
 class CompressedTensors(Format):
@@ -63,6 +70,11 @@ class CompressedTensors(Format):
     def cannot_hold(self, layer: Layer, scheme: Scheme, base_dtype: str) -> str | None:
         if scheme.dtype is not None:
             return None if scheme.dtype == base_dtype else f"{scheme.dtype} differs from the base dtype {base_dtype}"
+        if scheme.weights is not None and scheme.is_packed:
+            if layer.kind == "embedding":
+                return "its reader does not open an embedding whose weights are packed"
+            if not scheme.weights.symmetric:
+                return "its reader does not open packed weights with a zero point"
         return None if layer.kind in ("linear", "embedding") else f"its reader does not quantize a {layer.kind}"
 
     def write(
@@ -73,13 +85,14 @@ class CompressedTensors(Format):
             if not scheme.is_float:
                 told = SCHEMES[scheme.name.removesuffix(OUTLIERS)]
                 quantized.setdefault(told, []).append(name)
+        layouts = {_layout(scheme) for scheme in quantized}
         return {
             "quant_method": self.name,
-            "format": LAYOUT,
+            "format": layouts.pop() if len(layouts) == 1 else MIXED,
             "quantization_status": "compressed",
             "config_groups": {
                 f"group_{index}": {
-                    "format": LAYOUT,
+                    "format": _layout(scheme),
                     "targets": targets(names, model),
                     "weights": _args(scheme.weights),
                     "input_activations": _args(scheme.input),
@@ -115,6 +128,10 @@ class CompressedTensors(Format):
 _OTHER = "Open it with transformers, or quantize the float model again with autoquant."
 
 
+def _layout(scheme: Scheme) -> str:
+    return PACKED if scheme.is_packed else LAYOUT
+
+
 def _args(args: QuantizationArgs | None) -> dict[str, Any] | None:
     if args is None:
         return None
@@ -140,6 +157,9 @@ def _scheme(group: Mapping[str, Any], config: Mapping[str, Any], where: str) -> 
         raise CheckpointError(f"{where}: {error} {_OTHER}") from error
     for scheme in SCHEMES.values():
         if (scheme.weights, scheme.input) == wanted and not group.get("output_activations"):
+            if scheme.is_packed != (layout == PACKED):
+                stored = f"{where} stores weights of {group['weights']['num_bits']} bits as '{layout}'"
+                raise CheckpointError(f"{stored}, which autoquant does not read. {_OTHER}")
             return scheme
     raise CheckpointError(f"{where} has a scheme that is not in autoquant's table: {dict(group)}. {_OTHER}")
 

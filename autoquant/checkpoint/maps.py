@@ -20,6 +20,7 @@ Edit it: change the scheme behind a layer's name under 'layers', near the end. S
   int8-{channel|tensor}-{sym|asym}/a8-outlier    … and 16 bits for the channels in 'outliers'
   int8-{channel|tensor}-{sym|asym}/a8-tensor     … one scale a call
   int8-{channel|tensor}-{sym|asym}/a8-static     … one calibrated scale, from 'input_absmax'
+  int{6|4}-channel-{sym|asym}, alone or with any of these inputs: weights of 6 or 4 bits in the file, 8 in memory
 Layers that share a weight (see 'groups') need the same weights. After an edit, 'verdict' no longer holds.
 
 'smoothing', where there is any, moves outliers of layer inputs into weights: the input of 'layers' is divided by

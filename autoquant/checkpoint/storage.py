@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from autoquant.checkpoint.format import StoredScheme
+from autoquant.checkpoint.packing import unpack, unpack_zero_point
 from autoquant.checkpoint.tensors import COMPANIONS
 from autoquant.errors import CheckpointError
 from autoquant.memory import MappedFiles, trim
 from autoquant.models.layers import get_module, inspect, set_module
 from autoquant.runtimes import Runtime
-from autoquant.schemes import QuantizedTensor
+from autoquant.schemes import QuantizedTensor, packed_words
 from autoquant.values import Layer, Scheme
 
 
@@ -26,6 +27,8 @@ class Stored(nn.Module):
     def __init__(self, layer: Layer, how: StoredScheme, module: nn.Module, base_dtype: torch.dtype) -> None:
         super().__init__()
         self.layer, self.how, self.base_dtype = layer, how, base_dtype
+        if how.scheme.is_packed:
+            self.weight = torch.empty(0, device="meta")  # models that initialise what a file lacks look for one
         self.origin = (module,)  # a tuple: the float module's parameters are no part of the model any more
         for name, (shape, dtype) in stored_shapes(layer, how.scheme, module, base_dtype).items():
             empty = torch.empty(shape, dtype=dtype, device="meta")
@@ -53,11 +56,18 @@ def stored_shapes(
     if scheme.weights is None:
         found["weight"] = (shape, getattr(torch, str(scheme.dtype)))
     else:
-        scales = (layer.shape[0], 1) if scheme.weights.strategy == "channel" else (1,)
-        found["weight"] = (shape, torch.int8)
+        (rows, width), bits = layer.shape, scheme.weights.num_bits
+        zeros = scales = (rows, 1) if scheme.weights.strategy == "channel" else (1,)
+        integer = torch.int8
+        if scheme.is_packed:
+            zeros, integer = (packed_words(rows, bits), 1), torch.int32
+            found["weight_packed"] = ((rows, packed_words(width, bits)), integer)
+            found["weight_shape"] = ((2,), torch.int64)
+        else:
+            found["weight"] = (shape, integer)
         found["weight_scale"] = (scales, base_dtype)
         if not scheme.weights.symmetric:
-            found["weight_zero_point"] = (scales, torch.int8)
+            found["weight_zero_point"] = (zeros, integer)
     if scheme.is_static:
         found["input_scale"] = ((1,), base_dtype)
     if layer.has_bias:
@@ -83,16 +93,26 @@ def build(
             and not bool((torch.isfinite(tensor) & (tensor > 0)).all())
         ):
             raise CheckpointError(f"{layer.name}.{name} holds a scale that is not a positive number. Write it again.")
-    stored = tensors["weight"]
-    matrix = stored.t() if layer.kind == "conv1d" else stored.flatten(1)
-    weight: Tensor | QuantizedTensor = matrix
     scheme = how.scheme
-    if scheme.weights is not None:
-        weight = QuantizedTensor(matrix, tensors["weight_scale"], tensors.get("weight_zero_point"))
-    outliers = torch.tensor(how.outliers, dtype=torch.int32, device=matrix.device) if scheme.has_outliers else None
+    weight = _weight(layer, scheme, tensors)
+    device = next(iter(tensors.values())).device
+    outliers = torch.tensor(how.outliers, dtype=torch.int32, device=device) if scheme.has_outliers else None
     return runtime.build(
         layer, scheme, module, weight, base_dtype=base_dtype, input_scale=tensors.get("input_scale"), outliers=outliers
     )
+
+
+def _weight(layer: Layer, scheme: Scheme, tensors: Mapping[str, Tensor]) -> Tensor | QuantizedTensor:
+    zero_point = tensors.get("weight_zero_point")
+    if scheme.weights is not None and scheme.is_packed:
+        bits = scheme.weights.num_bits
+        if zero_point is not None:
+            zero_point = unpack_zero_point(zero_point, bits, layer.shape[0])
+        codes = unpack(tensors["weight_packed"], bits, layer.shape)
+        return QuantizedTensor(codes, tensors["weight_scale"], zero_point)
+    stored = tensors["weight"]
+    matrix = stored.t() if layer.kind == "conv1d" else stored.flatten(1)
+    return matrix if scheme.weights is None else QuantizedTensor(matrix, tensors["weight_scale"], zero_point)
 
 
 def layers_named(model: nn.Module, names: Iterable[str], where: str) -> dict[str, Layer]:

@@ -8,6 +8,12 @@ One convention for every format. A quantized layer NAME stores
     NAME.input_scale        base dtype, (1,): calibrated absmax / 127.5, rounded up; static schemes only
     NAME.bias               base dtype
 
+of which a layer whose weight has fewer than 8 bits stores otherwise (compressed-tensors' `pack-quantized`, see `packing`)
+
+    NAME.weight_packed      int32 (out, words) instead of NAME.weight, of the matrix (out, in) whatever the module's own layout
+    NAME.weight_zero_point  int32 (words, 1)
+    NAME.weight_shape       int64 (2,): out, in
+
 A layer in the base dtype is stored as everything else is: cast, unless the model wants it in float32. Whatever is shared
 is stored once, under its first name in `named_modules()`: of layers that share a quantized weight the first stores the
 codes, and each stores a scale of its own (readers tie weights, but not scales).
@@ -22,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from autoquant.checkpoint.apply import schemes_of
+from autoquant.checkpoint.packing import pack, pack_zero_point
 from autoquant.models.layers import cast_floats, get_module, inspect, share, weight_matrix
 from autoquant.schemes import QuantizedTensor, quantize, static_scale
 from autoquant.values import Layer, LayerMap, Scheme
@@ -65,7 +72,9 @@ def payload(model: nn.Module, layer_map: LayerMap) -> Payload:
                 if id(tensor) not in codes:
                     codes[id(tensor)] = quantize(weight_matrix(module), scheme.weights, scale_dtype=base, name=full)
                 tensors.update(_companions(name, scheme, codes[id(tensor)], layer_map, base))
-            if id(tensor) not in stored:
+            if scheme.is_packed:
+                tensors |= _packed(name, scheme, codes[id(tensor)])
+            elif id(tensor) not in stored:
                 tensors[full] = _weight(tensor, own_layers[name], scheme, codes.get(id(tensor)))
         elif id(tensor) not in stored:
             dtype = base if scheme is not None and tensor.is_floating_point() else dtypes[full]
@@ -95,10 +104,22 @@ def _weight(tensor: Tensor, layer: Layer, scheme: Scheme, q: QuantizedTensor | N
     return q.values.t() if layer.kind == "conv1d" else q.values.view(tensor.shape)
 
 
+def _packed(name: str, scheme: Scheme, q: QuantizedTensor) -> dict[str, Tensor]:
+    assert scheme.weights is not None
+    return {
+        f"{name}.weight_packed": pack(q.values, scheme.weights.num_bits),
+        f"{name}.weight_shape": torch.tensor(q.values.shape),
+    }
+
+
 def _companions(
     name: str, scheme: Scheme, q: QuantizedTensor, layer_map: LayerMap, base: torch.dtype
 ) -> dict[str, Tensor]:
-    found = {"weight_scale": q.scale, "weight_zero_point": q.zero_point}
+    assert scheme.weights is not None
+    zero_point = q.zero_point
+    if zero_point is not None and scheme.is_packed:
+        zero_point = pack_zero_point(zero_point, scheme.weights.num_bits)
+    found = {"weight_scale": q.scale, "weight_zero_point": zero_point}
     if scheme.is_static:
         found["input_scale"] = static_scale(layer_map.input_absmax[name], base, f"the input of {name}")
     return {f"{name}.{last}": tensor for last, tensor in found.items() if tensor is not None}

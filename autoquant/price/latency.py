@@ -23,9 +23,9 @@ from autoquant.price.in_situ import correct, offered, sample_maps
 from autoquant.price.size import price_bytes
 from autoquant.runtimes.assemble import Assembler
 from autoquant.runtimes.graph import decelerated
-from autoquant.schemes import SCHEMES, project
+from autoquant.schemes import SCHEMES, computed_as, project
 from autoquant.tasks.base import Batch, Task, to_device
-from autoquant.values import Group, Layer, Price
+from autoquant.values import Group, Layer, Price, Scheme
 
 CALLS = 9
 """Timed calls of each whole model, if there is time."""
@@ -94,6 +94,8 @@ def measure_price(
     for (*_, shape), layers in kinds.items():
         for base in searched:
             names = sorted({base, *schemes[layers[0].name]} - (set(SCHEMES) & set(base_dtypes)) | {base})
+            alike: dict[Scheme, str] = {}  # of schemes that run on the same kernels one is timed
+            timed = {name: alike.setdefault(computed_as(SCHEMES[name]), name) for name in names}
             found = {}
             if shape is not None:
                 kernels = {
@@ -101,12 +103,12 @@ def measure_price(
                         assembler.module(layers[0], project(SCHEMES[name], layers[0].kind).name, base),
                         inputs[base][layers[0].name],
                     )
-                    for name in names
+                    for name in alike.values()
                 }
                 found = time_models(kernels, rounds=25, warmup=2, max_seconds=share)
             for layer in layers:
-                layer_ms[base][layer.name] = {name: found.get(name, (0.0, 0.0))[0] for name in names}
-                noise[base][layer.name] = {name: found.get(name, (0.0, 0.0))[1] for name in names}
+                layer_ms[base][layer.name] = {name: found.get(timed[name], (0.0, 0.0))[0] for name in names}
+                noise[base][layer.name] = {name: found.get(timed[name], (0.0, 0.0))[1] for name in names}
             done += 1
             progress(done, total)
     base_ms = {}

@@ -92,6 +92,8 @@ def cannot_have(layer: Layer, scheme: Scheme) -> str | None:
     """Why no runtime can run `scheme` on a layer of this kind, or None."""
     if scheme.weights is None:
         return None
+    if scheme.is_packed and layer.tied_to is not None:
+        return "a weight that layers share has 8 bits: readers tie weights, and not what is packed"
     if layer.kind == "embedding":
         if scheme.input is not None:
             return "an embedding has no input to quantize"

@@ -2,7 +2,8 @@
 
 Definitions follow compressed-tensors (`calculate_qparams`), so that its reader reproduces ours: an asymmetric range
 always contains 0, which is therefore kept exactly; a dynamic symmetric activation scale is absmax / 127.5 with codes in
-[-128, 127]. Symmetric weights use absmax / 127 with codes in [-127, 127], so that the code range is symmetric, too.
+[-128, 127]. Symmetric weights use absmax / 127 with codes in [-127, 127], so that the code range is symmetric, too (of 6 bits 31,
+of 4 bits 7). Codes of any width are held in int8.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class QuantizedTensor:
 def quantize(
     weight: Tensor, args: QuantizationArgs, *, scale_dtype: torch.dtype = torch.float32, name: str = "weight"
 ) -> QuantizedTensor:
-    """Round a weight to int8, to nearest (ties to even).
+    """Round a weight to codes of 8 bits or fewer, to nearest (ties to even).
 
     The scale is rounded *up* to `scale_dtype` before the weight is divided by it: what is stored is what was used, and
     nothing is clipped by the rounding. Every element is then within scale/2 of its code's value.
@@ -63,13 +64,14 @@ def quantize(
         bad = int((~torch.isfinite(weight)).sum())
         raise NumericsError(f"{name} holds {bad} NaN or infinite values; a model like that cannot be quantized.")
     low, high = (t.clamp(max=0) if i == 0 else t.clamp(min=0) for i, t in enumerate(_range(weight, args.strategy)))
+    first, last = -(2 ** (args.num_bits - 1)), 2 ** (args.num_bits - 1) - 1
     if args.symmetric:
-        scale = _stored(torch.maximum(-low, high) / INT8_MAX, scale_dtype, name)
-        values = torch.round(weight / scale.float()).clamp_(-INT8_MAX, INT8_MAX)
+        scale = _stored(torch.maximum(-low, high) / last, scale_dtype, name)
+        values = torch.round(weight / scale.float()).clamp_(-last, last)
         return QuantizedTensor(values.to(torch.int8), scale)
-    scale = _stored(high / 255 - low / 255, scale_dtype, name)
-    zero_point = torch.round(INT8_MIN - low / scale.float()).clamp_(INT8_MIN, INT8_MAX)
-    values = (torch.round(weight / scale.float()) + zero_point).clamp_(INT8_MIN, INT8_MAX)
+    scale = _stored(high / (last - first) - low / (last - first), scale_dtype, name)
+    zero_point = torch.round(first - low / scale.float()).clamp_(first, last)
+    values = (torch.round(weight / scale.float()) + zero_point).clamp_(first, last)
     return QuantizedTensor(values.to(torch.int8), scale, zero_point.to(torch.int8))
 
 

@@ -6,10 +6,10 @@ from autoquant.errors import SchemeError, pick
 from autoquant.values import FLOAT_DTYPES, QuantizationArgs, Scheme
 
 _WEIGHTS = {
-    "int8-tensor-sym": QuantizationArgs("tensor", symmetric=True),
-    "int8-tensor-asym": QuantizationArgs("tensor", symmetric=False),
-    "int8-channel-sym": QuantizationArgs("channel", symmetric=True),
-    "int8-channel-asym": QuantizationArgs("channel", symmetric=False),
+    f"int{bits}-{strategy}-{'sym' if symmetric else 'asym'}": QuantizationArgs(strategy, bits, symmetric=symmetric)
+    for bits, strategies in ((8, ("tensor", "channel")), (6, ("channel",)), (4, ("channel",)))
+    for strategy in strategies
+    for symmetric in (True, False)
 }
 _INPUTS = {
     "": None,
@@ -27,7 +27,7 @@ SCHEMES: dict[str, Scheme] = {
         for a, inputs in _INPUTS.items()
     },
 }
-"""Name → scheme: three float dtypes, and int8 weights {tensor, channel} × {sym, asym} × activations
+"""Name → scheme: three float dtypes, and weights {int8 tensor, int8, int6 or int4 channel} × {sym, asym} × activations
 {none (weight only), a8-tensor (dynamic, one scale a call), a8-token (dynamic, one a row), a8-outlier (the same, with 16 bits
 for the calibrated outlier channels), a8-static (calibrated)}."""
 
@@ -35,6 +35,11 @@ for the calibrated outlier channels), a8-static (calibrated)}."""
 def get_scheme(name: str) -> Scheme:
     """Raises SchemeError with the nearest valid name."""
     return pick(SCHEMES, name, "scheme", SchemeError)
+
+
+def computed_as(scheme: Scheme) -> Scheme:
+    """The scheme of 8 bits that the same kernels run: packed weights are expanded as they are loaded."""
+    return SCHEMES["int8" + scheme.name[len("int8") :]] if scheme.is_packed else scheme
 
 
 def project(scheme: Scheme, kind: str) -> Scheme:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from autoquant.errors import UsageError
 from autoquant.search.ledger import promise
-from autoquant.search.problem import FLOAT, LEAST_NOISE, Choice, Problem
+from autoquant.search.problem import FLOAT, Choice, Problem, level
 from autoquant.search.strategies import STRATEGIES
 from autoquant.search.surrogate import solve
 
@@ -38,17 +38,18 @@ def check_size(strategy: str, base_dtypes: Sequence[str], options: Sequence[Sequ
 def starting_maps(problem: Problem) -> list[Start]:
     """(label, base dtype, choice) of the maps that every search begins with: no quantization, then uniform schemes."""
     maps = [(base, base, tuple(0 for _ in problem.groups)) for base in problem.base_dtypes]
-    uniform = []
+    uniform: list[tuple[float, float, str, str, Choice]] = []
     for base in problem.base_dtypes:
         for scheme in sorted({name for options in problem.options for name in options} - {FLOAT}):
             choice = problem.uniform(scheme)
             gain = problem.saving(problem.total_ms(base, choice), problem.total_bytes(base, choice))
-            uniform.append((gain, problem.score(choice), f"uniform {scheme} in {base}", base, choice))
-    uniform.sort(key=lambda item: -item[0])
+            uniform.append((1 / gain, problem.score(choice), f"uniform {scheme} in {base}", base, choice))
+    costs = {label: cost for cost, _, label, *_ in uniform}
+    levels = level(costs, dict.fromkeys(costs, 0.0))
     front: list[tuple[float, float, str, str, Choice]] = []
-    for item in uniform:
-        if all(item[1] < other[1] for other in front):
-            front = [other for other in front if other[0] * (1 - LEAST_NOISE) > item[0]] + [item]
+    for item in sorted(uniform, key=lambda item: (levels[item[2]], item[1])):
+        if not front or item[1] < front[-1][1]:
+            front.append(item)
     chosen = front if len(front) <= UNIFORM_LIMIT else [*front[: UNIFORM_LIMIT - 1], front[-1]]
     return maps + [(label, base, choice) for *_, label, base, choice in chosen]
 

@@ -173,7 +173,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: _edit(f, lambda c: c["config_groups"]["group_0"].update(format="pack-quantized")),
         "pack-quantized",
     ),
-    "four bits": (lambda f: _edit(f, lambda c: c["config_groups"]["group_0"]["weights"].update(num_bits=4)), "8 bits"),
+    "four bits": (
+        lambda f: _edit(f, lambda c: c["config_groups"]["group_0"]["weights"].update(num_bits=4)),
+        "of 4 bits as .int-quantized",
+    ),
     "no config": (lambda f: (f / "config.json").unlink(), "neither config.json"),
     "bad config": (lambda f: (f / "config.json").write_text("{"), "cannot be read as JSON"),
     "newer map": (lambda f: (f / "layer_map.yaml").write_text("schema_version: 99"), "schema version 99"),

@@ -58,6 +58,26 @@ def test_bert_with_int8_weights_of_every_kind(bert: nn.Module, tmp_path: Path, b
     assert _difference(stock, output(load(tmp_path / "out"))) < allowed
 
 
+def test_bert_with_weights_of_8_6_and_4_bits(bert: nn.Module, tmp_path: Path) -> None:
+    layer_map = make_map(
+        bert, "int6-channel-sym", query="int4-channel-sym", value="int8-channel-asym", embeddings="int8-channel-sym"
+    )
+    assert layer_map.format == "compressed-tensors"
+    write_checkpoint(bert, layer_map, tmp_path / "out")
+    stock = _stock(tmp_path / "out", "AutoModelForSequenceClassification")
+    assert _difference(stock, output(load(tmp_path / "out"))) < 1e-4
+
+
+def test_bert_with_weights_of_4_bits_and_int8_activations(bert: nn.Module, tmp_path: Path) -> None:
+    layer_map = make_map(
+        bert, "int4-channel-sym", layer__3__intermediate__dense="int4-channel-sym/a8-token", embeddings="float32"
+    )
+    assert layer_map.format == "compressed-tensors"
+    write_checkpoint(bert, layer_map, tmp_path / "out")
+    stock = _stock(tmp_path / "out", "AutoModelForSequenceClassification")
+    assert _difference(stock, output(load(tmp_path / "out"))) < 1e-2
+
+
 @pytest.mark.parametrize("scheme", ["int8-channel-asym/a8-token", "int8-channel-sym/a8-static"])
 def test_llama_with_a_tied_int8_head_and_int8_activations(llama: nn.Module, tmp_path: Path, scheme: str) -> None:
     weights = scheme.split("/")[0]

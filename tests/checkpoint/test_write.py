@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
+from compressed_tensors.quantization import QuantizationArgs as PeerArgs
+from compressed_tensors.quantization import QuantizationScheme
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -15,14 +19,22 @@ from transformers import AutoModelForSequenceClassification
 
 from autoquant.checkpoint import load, read_layer_map, write_checkpoint
 from autoquant.checkpoint import write as write_module
-from autoquant.errors import AutoquantError, FolderError
+from autoquant.errors import AutoquantError, FolderError, LayerMapError
 from autoquant.models.layers import inspect
-from autoquant.schemes import get_scheme, layer_bytes
+from autoquant.schemes import dequantize, get_scheme, layer_bytes, quantize
+from autoquant.values import LayerMap
 from tests.maps import assembled, promised_bytes
 
 from .conftest import make_map, output
 
-SCHEMES = ("int8-tensor-sym", "int8-channel-asym", "int8-channel-sym/a8-token", "int8-tensor-asym/a8-static")
+PEER_INT6 = QuantizationScheme(targets=["Linear"], weights=PeerArgs(num_bits=6, strategy="channel", symmetric=False))
+SCHEMES = (
+    "int8-tensor-sym",
+    "int8-channel-asym",
+    "int8-channel-sym/a8-token",
+    "int8-tensor-asym/a8-static",
+    "int6-channel-sym",
+)
 
 
 @pytest.mark.parametrize("base", ["float32", "bfloat16", "float16"])
@@ -60,6 +72,64 @@ def test_the_tensors_have_the_layout_of_compressed_tensors(bert: nn.Module, tmp_
     assert set(query) == {"weight", "weight_scale", "input_scale", "bias"}
     assert float(query["input_scale"]) == pytest.approx(4 / 127.5, rel=1e-2) and query["input_scale"].shape == (1,)
     assert tensors["bert.embeddings.LayerNorm.weight"].dtype == torch.bfloat16
+
+
+def test_weights_of_fewer_than_8_bits_are_packed_as_compressed_tensors_packs_them(
+    bert: nn.Module, tmp_path: Path
+) -> None:
+    layer_map = make_map(
+        bert,
+        "int6-channel-sym/a8-token",
+        "bfloat16",
+        dense="int6-channel-asym",
+        embeddings="bfloat16",
+        key="int8-channel-sym",
+    )
+    assert layer_map.format == "autoquant"
+    write_checkpoint(bert, layer_map, tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "autoquant.safetensors")
+    name = "bert.encoder.layer.3.intermediate.dense"
+    dense = {k.rpartition(".")[2]: t for k, t in tensors.items() if k.startswith(f"{name}.")}
+    assert {last: (tensor.dtype, tuple(tensor.shape)) for last, tensor in dense.items()} == {
+        "weight_packed": (torch.int32, (24, 3)),  # 16 codes of 6 bits
+        "weight_shape": (torch.int64, (2,)),
+        "weight_scale": (torch.bfloat16, (24, 1)),
+        "weight_zero_point": (torch.int32, (5, 1)),
+        "bias": (torch.bfloat16, (24,)),
+    }
+    peer = PackedQuantizationCompressor.decompress(dense, PEER_INT6)
+    scheme = get_scheme("int6-channel-asym").weights
+    assert scheme is not None
+    q = quantize(bert.get_submodule(name).weight, scheme, scale_dtype=torch.bfloat16)
+    assert dense["weight_shape"].tolist() == [24, 16] and torch.equal(peer["weight"], dequantize(q))
+    layers = {name: s if s != "int6-channel-asym" else "int6-channel-sym" for name, s in layer_map.layers.items()}
+    write_checkpoint(bert, replace(layer_map, layers=layers, format="compressed-tensors"), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    formats = {group["weights"]["num_bits"]: group["format"] for group in config["config_groups"].values()}
+    assert formats == {8: "int-quantized", 6: "pack-quantized"} and config["format"] == "mixed-precision"
+
+
+@pytest.mark.parametrize("name", ["bert", "dinov2", "gpt2"])
+@pytest.mark.parametrize("scheme", ["int6-channel-asym", "int4-channel-sym"])
+def test_packed_weights_of_every_kind_of_layer_come_back(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str, scheme: str
+) -> None:
+    """Embeddings, convolutions and GPT-2's transposed layers; a weight that two layers share keeps its 8 bits."""
+    model = request.getfixturevalue(name)
+    layers = inspect(model).layers
+    shared = {layer.tied_to or layer.name for layer in layers if layer.tied_to} | {x.name for x in layers if x.tied_to}
+    chosen = {layer.name: "int8-channel-sym" if layer.name in shared else scheme for layer in layers}
+    layer_map = LayerMap(layers=chosen, base_dtype="bfloat16", format="autoquant")
+    info = write_checkpoint(model, layer_map, tmp_path / "out")
+    assert info["payload_bytes"] == promised_bytes(model, layer_map)
+    assert torch.equal(output(load(tmp_path / "out")), output(assembled(model, layer_map)))
+
+
+def test_a_shared_weight_cannot_be_packed(llama: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(
+        LayerMapError, match="lm_head: torch cannot run int6-channel-sym: a weight that layers share has 8"
+    ):
+        write_checkpoint(llama, make_map(llama, "int6-channel-sym"), tmp_path / "out")
 
 
 def test_targets_and_ignored_layers_together_are_all_layers_each_once(bert: nn.Module, tmp_path: Path) -> None:

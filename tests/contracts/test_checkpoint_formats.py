@@ -32,6 +32,8 @@ SCHEMES = (
     "int8-channel-asym/a8-tensor",
     "int8-tensor-asym/a8-static",
     "int8-channel-asym/a8-outlier",
+    "int6-channel-sym",
+    "int4-channel-sym/a8-token",
 )
 OUTLIERS = tuple(range(1, 64, 4))
 ALL_BUT_ONE = " ".join(map(str, OUTLIERS[1:]))

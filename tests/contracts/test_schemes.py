@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
 
+from autoquant.checkpoint.packing import pack, pack_zero_point
 from autoquant.errors import SchemeError
-from autoquant.schemes import SCHEMES, dequantize, get_scheme, layer_bytes, project, quantize
+from autoquant.schemes import SCHEMES, computed_as, dequantize, get_scheme, layer_bytes, project, quantize
 from autoquant.values import FLOAT_DTYPES, KINDS, Layer, Scheme
 
 
@@ -23,7 +24,9 @@ def test_its_name_is_its_key_and_says_what_it_does(scheme: Scheme) -> None:
         assert scheme.name == scheme.dtype and scheme.is_float and not scheme.is_static
         return
     weights, _, inputs = scheme.name.partition("/")
-    assert weights == f"int8-{scheme.weights.strategy}-{'sym' if scheme.weights.symmetric else 'asym'}"
+    args = scheme.weights
+    assert weights == f"int{args.num_bits}-{args.strategy}-{'sym' if args.symmetric else 'asym'}"
+    assert scheme.is_packed == (args.num_bits < 8)
     found = scheme.input
     how = "" if found is None else "static" if not found.dynamic else "outlier" if found.outliers else found.strategy
     assert inputs == (how and f"a8-{how}") and scheme.has_outliers == (how == "outlier")
@@ -49,6 +52,15 @@ def test_projection_is_a_scheme_that_an_embedding_can_have(scheme: Scheme, kind:
     assert found.input == (None if kind == "embedding" else scheme.input)
 
 
+def test_its_kernels_are_those_of_a_scheme_of_8_bits(scheme: Scheme) -> None:
+    found = computed_as(scheme)
+    assert computed_as(found) is found and not found.is_packed and found.input == scheme.input
+    if scheme.weights is None:
+        assert found is scheme
+    else:
+        assert found.weights == replace(scheme.weights, num_bits=8)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("base", FLOAT_DTYPES)
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -60,8 +72,12 @@ def test_bytes_promised_are_bytes_of_the_tensors(scheme: Scheme, kind: str, base
     if scheme.weights is None:
         tensors.append(weight.to(getattr(torch, str(scheme.dtype))))
     else:
-        q = quantize(weight, scheme.weights, scale_dtype=dtype)
-        tensors += [t for t in (q.values, q.scale, q.zero_point) if t is not None]
+        q, bits = quantize(weight, scheme.weights, scale_dtype=dtype), scheme.weights.num_bits
+        values, zero = q.values, q.zero_point
+        if scheme.is_packed:
+            tensors.append(torch.tensor(values.shape))
+            values, zero = pack(values, bits), None if zero is None else pack_zero_point(zero, bits)
+        tensors += [t for t in (values, q.scale, zero) if t is not None]
         tensors += [torch.zeros(1, dtype=dtype)] if scheme.is_static else []
     assert layer_bytes(layer, scheme, base) == sum(tensor.nbytes for tensor in tensors)
 

@@ -66,6 +66,8 @@ def maps(model: nn.Module, base: str) -> list[dict[str, str]]:
         chosen = {}
         for number, layer in enumerate(layers):
             options = schemes[layer.tied_to or layer.name]
+            if layer.name in {other.tied_to for other in layers}:
+                options = tuple(name for name in options if not SCHEMES[name].is_packed)  # readers tie weights only
             chosen[layer.name] = (
                 base if (number + shift) % 4 == 3 and not layer.tied_to else options[(number + shift) % len(options)]
             )

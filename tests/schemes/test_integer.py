@@ -16,7 +16,11 @@ from autoquant.errors import NumericsError, SchemeError
 from autoquant.schemes import QuantizedTensor, dequantize, quantize, quantize_input
 from autoquant.values import QuantizationArgs
 
-WEIGHTS = [QuantizationArgs(strategy, symmetric=sym) for strategy in ("tensor", "channel") for sym in (True, False)]
+WEIGHTS = [
+    QuantizationArgs(strategy, bits, symmetric=sym)
+    for strategy, bits in (("tensor", 8), ("channel", 8), ("channel", 6), ("channel", 4))
+    for sym in (True, False)
+]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 args = st.sampled_from(WEIGHTS)
 dtypes = st.sampled_from(DTYPES)
@@ -73,7 +77,7 @@ def test_a_stored_scale_is_rounded_up_and_by_no_more_than_one_step(
 def test_quantizing_what_was_dequantized_gives_the_same_codes(
     weight: torch.Tensor, scheme: QuantizationArgs, dtype: torch.dtype
 ) -> None:
-    weight = weight.clamp(-1e6, 1e6)
+    weight = weight.clamp(-4e5, 4e5)  # a scale of 4 bits then fits float16
     q = quantize(weight, scheme, scale_dtype=dtype)
     values = dequantize(q, torch.float32)
     zero = 0 if q.zero_point is None else q.zero_point.float()
@@ -119,7 +123,8 @@ def test_per_channel_is_never_coarser_than_per_tensor(
 def test_symmetric_codes_are_symmetric(weight: torch.Tensor, scheme: QuantizationArgs) -> None:
     if scheme.symmetric:
         q, mirrored = quantize(weight, scheme), quantize(-weight, scheme)
-        assert torch.equal(q.values, -mirrored.values) and int(q.values.min()) >= -127
+        top = 2 ** (scheme.num_bits - 1) - 1
+        assert torch.equal(q.values, -mirrored.values) and int(q.values.min()) >= -top
 
 
 @pytest.mark.parametrize("scheme", WEIGHTS, ids=str)

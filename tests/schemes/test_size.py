@@ -22,6 +22,8 @@ LAYER = Layer("linear", "linear", (6, 10), has_bias=True)
         ("int8-channel-asym", "bfloat16", 60 + 2 * 6 + 6 + 2 * 6),
         ("int8-channel-sym/a8-token", "float16", 60 + 2 * 6 + 2 * 6),
         ("int8-channel-sym/a8-static", "float16", 60 + 2 * 6 + 2 + 2 * 6),
+        ("int6-channel-asym", "bfloat16", 6 * 2 * 4 + 16 + 2 * 6 + 2 * 4 + 2 * 6),
+        ("int4-channel-sym/a8-token", "float32", 6 * 2 * 4 + 16 + 4 * 6 + 4 * 6),
     ],
 )
 def test_bytes_are_weight_scales_zero_points_bias_and_static_scale(scheme: str, base: str, expected: int) -> None:
@@ -34,6 +36,8 @@ def test_bytes_are_weight_scales_zero_points_bias_and_static_scale(scheme: str, 
 def test_a_tied_layer_pays_for_all_but_the_weight(scheme: str) -> None:
     tied = replace(LAYER, tied_to="other")
     weight = 60 * (dtype_bytes(scheme) if SCHEMES[scheme].is_float else 1)
+    if SCHEMES[scheme].is_packed:
+        weight = 6 * 2 * 4 + 16  # 10 codes of 6 or 4 bits are two words; and the shape
     assert layer_bytes(LAYER, SCHEMES[scheme], "float16") - layer_bytes(tied, SCHEMES[scheme], "float16") == weight
 
 

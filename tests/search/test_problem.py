@@ -105,16 +105,18 @@ def test_the_starting_maps_are_all_float_maps_and_the_front_of_uniform_ones() ->
 def test_of_uniform_maps_that_timings_cannot_tell_apart_the_safest_is_evaluated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So that the few that are evaluated lie apart: three of one speed would leave out what is a little slower and much safer."""
-    names = [name for name in SCHEMES if "/" in name][:5]
+    """So that the few that are evaluated lie apart: three of one speed would leave out what is a little slower and much safer.
+    What lies apart from the fastest counts by itself, however near it is to another.
+    """
+    names = [name for name in SCHEMES if "/" in name][:6]
     found = synthetic.make(3, bases=("float32",), schemes=tuple(names))
     maps = [found.uniform(name) for name in names]
-    gain = dict(zip(maps, (5.0, 4.95, 4.92, 4.0, 2.0), strict=True))
-    score = dict(zip(maps, (9.0, 8.0, 3.0, 2.0, 1.0), strict=True))
+    gain = dict(zip(maps, (5.0, 4.95, 4.92, 4.88, 4.0, 2.0), strict=True))
+    score = dict(zip(maps, (9.0, 8.0, 3.0, 2.5, 2.0, 1.0), strict=True))
     monkeypatch.setattr(Problem, "total_ms", lambda self, base, choice: gain[choice])
     monkeypatch.setattr(Problem, "saving", lambda self, ms, size: ms)
     monkeypatch.setattr(Problem, "score", lambda self, choice: score[choice])
-    assert [gain[choice] for _, _, choice in starting_maps(found)[1:]] == [4.92, 4.0, 2.0]
+    assert [gain[choice] for _, _, choice in starting_maps(found)[1:]] == [4.92, 4.88, 4.0, 2.0]
 
 
 def test_the_safest_uniform_map_is_evaluated_however_many_save_more(monkeypatch: pytest.MonkeyPatch) -> None:
