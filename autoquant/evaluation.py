@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,6 +168,7 @@ def time_models(
     warmup: int = 3,
     max_seconds: float = 20.0,
     rest_seconds: float = 0.0,
+    seldom: Collection[str] = (),
 ) -> dict[str, tuple[float, float]]:
     """Median and half the interquartile range, in ms, of each callable; calls alternate, so that drift hits all alike.
 
@@ -175,6 +176,7 @@ def time_models(
 
     Args:
         rest_seconds: pause before each call. Threads of one engine that wait busily would disturb the next one's call.
+        seldom: names that are called in every other round only: slow ones that the others are compared with.
     """
     for call in models.values():
         for _ in range(warmup):
@@ -186,6 +188,8 @@ def time_models(
     start = time.perf_counter()
     for number in range(rounds):
         for name, call in models.items():
+            if number % 2 and name in seldom:
+                continue
             if rest_seconds:
                 time.sleep(rest_seconds)
             begin = time.perf_counter()

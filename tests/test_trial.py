@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autoquant.certify.judge import judge
 from autoquant.divergence import Divergence
+from autoquant.evaluation import time_models
 from autoquant.racing import expected_margin
 from autoquant.search import Outcome
 from autoquant.search.race import FIRST, Order
@@ -181,3 +182,10 @@ def test_the_error_of_a_divergence_is_what_other_items_would_have_given() -> Non
     assert 0.7 < np.sqrt(np.mean(np.square(errors)) / np.mean(np.square(off))) < 1.4
     everything = Divergence(task, found={row: (nats[row], 1) for row in range(ROWS)})
     assert everything.mean() == (pytest.approx(nats.mean()), 0.0) and Divergence(task).mean() == (0.0, 0.0)
+
+
+def test_what_a_map_is_compared_with_is_timed_in_every_other_round() -> None:
+    calls: list[str] = []
+    models = {name: lambda name=name: calls.append(name) for name in ("map", "anchor")}
+    assert set(time_models(models, rounds=5, warmup=1, seldom={"anchor"})) == {"map", "anchor"}
+    assert calls == ["map", "anchor", *["map", "anchor", "map"] * 2, "map", "anchor"]

@@ -60,18 +60,19 @@ def quantize(
     if args.strategy not in ("tensor", "channel"):
         raise SchemeError(f"{name}: weights are quantized per tensor or per channel, not per {args.strategy}.")
     weight = weight.detach().float()
-    if not bool(torch.isfinite(weight).all()):
+    low, high = _range(weight, args.strategy)
+    if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
         bad = int((~torch.isfinite(weight)).sum())
         raise NumericsError(f"{name} holds {bad} NaN or infinite values; a model like that cannot be quantized.")
-    low, high = (t.clamp(max=0) if i == 0 else t.clamp(min=0) for i, t in enumerate(_range(weight, args.strategy)))
+    low, high = low.clamp(max=0), high.clamp(min=0)
     first, last = -(2 ** (args.num_bits - 1)), 2 ** (args.num_bits - 1) - 1
     if args.symmetric:
         scale = _stored(torch.maximum(-low, high) / last, scale_dtype, name)
-        values = torch.round(weight / scale.float()).clamp_(-last, last)
+        values = (weight / scale.float()).round_().clamp_(-last, last)
         return QuantizedTensor(values.to(torch.int8), scale)
     scale = _stored(high / (last - first) - low / (last - first), scale_dtype, name)
     zero_point = torch.round(first - low / scale.float()).clamp_(first, last)
-    values = (torch.round(weight / scale.float()) + zero_point).clamp_(first, last)
+    values = (weight / scale.float()).round_().add_(zero_point).clamp_(first, last)
     return QuantizedTensor(values.to(torch.int8), scale, zero_point.to(torch.int8))
 
 
