@@ -179,7 +179,7 @@ def _time_bases(calls: Mapping[str, Callable[[], None]], max_seconds: float) -> 
     worth = {base: call for base, call in calls.items() if once[base] <= 2 * HOPELESS * min(once.values())}
     worth |= {base: call for base, call in calls.items() if base == "float32"}  # what others are compared with
     return once | {
-        base: ms for base, (ms, _) in time_models(worth, rounds=9, warmup=0, max_seconds=max_seconds).items()
+        base: ms for base, (ms, _) in time_models(worth, rounds=7, warmup=0, max_seconds=max_seconds).items()
     }
 
 

@@ -1,7 +1,8 @@
 """When the surrogate is off, a few one-layer divergences are measured exactly instead of predicted.
 
 Off: the divergence of a map is not within `TRUSTED` times of what profile and corrections predicted before it was seen, by more
-than its standard error, which it has if the race ended before all items were read. Only pairs of a group and a scheme that
+than its standard error, which it has if the race ended before all items were read. Only maps that were proposed are looked at:
+from those that a search begins with the corrections are learned that it proposes by. Only pairs of a group and a scheme that
 matter next are measured: those in which the maps proposed just below, at and just above the allowance differ, and those that
 the map owes most of its divergence to.
 """
@@ -37,7 +38,7 @@ def refine_if_off(problem: Problem, study: optuna.Study, last: Seen, measure: Me
     now = as_refined(problem, study)
     before = seen_trials(now, study)
     predicted = predict(now, before, last)
-    if not any(last.choice) or predicted <= 0 or last.divergence <= 0:
+    if not last.proposed or not any(last.choice) or predicted <= 0 or last.divergence <= 0:
         return {}
     ratio, error = last.divergence / predicted, last.divergence_error / predicted
     if TRUSTED[0] - error <= ratio <= TRUSTED[1] + error:

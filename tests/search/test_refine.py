@@ -84,3 +84,18 @@ def test_what_the_items_not_read_explain_is_not_acted_on(tmp_path: Path) -> None
             "ratio"
         ] == pytest.approx(1.4)
     assert asked
+
+
+def test_after_maps_that_a_search_begins_with_nothing_is_measured(tmp_path: Path) -> None:
+    """Corrections are learned from them first."""
+    problem = synthetic.make(6, bases=("float32",))
+    study = open_study(tmp_path / "journal", problem, "surrogate", 0)
+    choice = (3,) * 6
+    predicted = problem.score(choice)
+    seen = Seen("float32", choice, 2.0, -0.1, 3 * predicted, predicted)
+
+    def measure(base: str, layers: dict[str, str]) -> tuple[float, int]:
+        return 0.1, 64
+
+    assert refine_if_off(problem, study, replace(seen, proposed=False), measure) == {}
+    assert refine_if_off(problem, study, seen, measure)[EVENT]["pairs"] > 0
