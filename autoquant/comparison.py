@@ -147,7 +147,7 @@ def pair_of(
     )
 
 
-@forkserver.serving(forkserver.WORKER)
+@forkserver.serving()
 def certify(
     checkpoint: str | Path,
     against: str | Path | None = None,

@@ -81,7 +81,7 @@ _running: dict[str, Forks] = {}
 
 
 @contextlib.contextmanager
-def serving(module: str) -> Iterator[None]:
+def serving(module: str = WORKER) -> Iterator[None]:
     """While open, `forks_of(module)` gives forks; the server imports the module while this process goes on. Also a decorator."""
     if sys.platform != "linux" or module in _running:
         yield

@@ -31,7 +31,7 @@ ROUNDS, MAX_SECONDS = 25, 30.0
 
 def fresh_processes(session: Session) -> AbstractContextManager[None]:
     """While open, fresh processes are there at once; not for a module that was handed over, which is measured in this one."""
-    return forkserver.serving(forkserver.WORKER) if session.module is None else nullcontext()
+    return forkserver.serving() if session.module is None else nullcontext()
 
 
 def checkpoint_of(session: Session, layer_map: LayerMap) -> Path:

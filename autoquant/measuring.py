@@ -23,7 +23,7 @@ from autoquant.tasks import TASKS, Task, make
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
-@forkserver.serving(forkserver.WORKER)
+@forkserver.serving()
 def evaluate(
     checkpoint: str | Path | nn.Module,
     task: str | Task | None = None,

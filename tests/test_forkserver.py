@@ -144,7 +144,7 @@ def test_a_measurement_is_the_same_in_a_fork_as_in_a_new_process(
     start = worker.start
     monkeypatch.setattr(worker, "start", lambda *args, **more: (started.append("new"), start(*args, **more))[1])
     alone = worker.run_job(job, tmp_path / "alone", "float32")
-    with forkserver.serving(forkserver.WORKER):
+    with forkserver.serving():
         forked = worker.run_job(job, tmp_path / "forked", "float32")
         assert started == ["new"]
         forkserver.forks_of(forkserver.WORKER)._server.kill()
@@ -171,7 +171,7 @@ def test_commands_start_it_before_they_import_what_it_imports(tmp_path: Path, co
     """Both import at the same time then, and a usage error ends it."""
     script = (
         "import sys\nfrom autoquant import cli, forkserver\nserving = forkserver.serving\n"
-        "def watched(module):\n    print(module, 'torch' in sys.modules)\n    return serving(module)\n"
+        "def watched(module=forkserver.WORKER):\n    print(module, 'torch' in sys.modules)\n    return serving(module)\n"
         "forkserver.serving = watched\nprint(cli.main(sys.argv[1:]), forkserver._running)"
     )
     done = subprocess.run(

@@ -81,7 +81,7 @@ def certify(
 
 
 def _once(checkpoint: str, data: str | None, asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    with forkserver.serving(forkserver.WORKER):  # it imports what this process does, at the same time
+    with forkserver.serving():  # it imports what this process does, at the same time
         from autoquant.comparison import certify
         from autoquant.report.verdict import verdict_line
 

@@ -50,7 +50,7 @@ def evaluate(
 ) -> int:
     """Metric, latency, bytes and peak memory of any checkpoint."""
     given["quiet"] |= given["as_json"]
-    with forkserver.serving(forkserver.WORKER):  # it imports what this process does, at the same time
+    with forkserver.serving():  # it imports what this process does, at the same time
         from autoquant import measuring
 
         found = measuring.evaluate(checkpoint, split=split, **read(given))

@@ -38,7 +38,7 @@ def search(ctx: typer.Context, model: Model = "default", **given: Any) -> int:
             raise UsageError(
                 f"--resume takes its settings from the run folder; --{others[0].replace('_', '-')} cannot be changed there."
             )
-    with forkserver.serving(forkserver.WORKER):  # it imports what this process does, at the same time
+    with forkserver.serving():  # it imports what this process does, at the same time
         from autoquant import api
 
         result = (
@@ -69,7 +69,7 @@ def pick(
     """Certify another point of a search's front, for another budget, without searching again."""
     confidence = confidence_of(given["confidence"])
     Budget(budget, confidence=confidence)
-    with forkserver.serving(forkserver.WORKER):
+    with forkserver.serving():
         from autoquant import api
 
         result = api.pick(run, budget, confidence=confidence, quiet=given["quiet"])

@@ -69,7 +69,7 @@ class Found:
     certifying: float = 0.0
 
 
-@forkserver.serving(forkserver.WORKER)
+@forkserver.serving()
 def autoquant_search(source: Source, folder: Path, threads: int, length: int | None, budget: float) -> Found:
     """All stages, with certification, begun as the command line begins them."""
     import autoquant
