@@ -12,7 +12,7 @@ from autoquant.checkpoint.packing import unpack, unpack_zero_point
 from autoquant.checkpoint.tensors import COMPANIONS
 from autoquant.errors import CheckpointError
 from autoquant.memory import MappedFiles, trim
-from autoquant.models.layers import get_module, inspect, set_module
+from autoquant.models.layers import get_module, inspect, set_module, set_modules
 from autoquant.runtimes import Runtime
 from autoquant.schemes import QuantizedTensor, packed_words
 from autoquant.values import Layer, Scheme
@@ -132,9 +132,11 @@ def layers_named(model: nn.Module, names: Iterable[str], where: str) -> dict[str
 
 def place(model: nn.Module, schemes: Mapping[str, StoredScheme], base_dtype: torch.dtype, where: str) -> None:
     """Put a `Stored` in the place of every layer that `schemes` names."""
+    stored: dict[str, nn.Module] = {}
     for name, layer in layers_named(model, schemes, where).items():
         schemes[name].check(layer, where)
-        set_module(model, name, Stored(layer, schemes[name], get_module(model, name), base_dtype))
+        stored[name] = Stored(layer, schemes[name], get_module(model, name), base_dtype)
+    set_modules(model, stored)
 
 
 def run(model: nn.Module, runtime: Runtime) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -144,11 +144,16 @@ def get_module(model: nn.Module, name: str) -> nn.Module:
 
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Replace a module everywhere in `model` where that very module is used."""
-    old = get_module(model, name)
+    set_modules(model, {name: module})
+
+
+def set_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """The same for several, in one pass over the model."""
+    new = {id(get_module(model, name)): module for name, module in modules.items()}
     for parent in list(model.modules()):
         for child, value in parent._modules.items():
-            if value is old:
-                parent._modules[child] = module
+            if id(value) in new:
+                parent._modules[child] = new[id(value)]
 
 
 def share(model: nn.Module, device: str | None = None) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autoquant.errors import LayerMapError
-from autoquant.models.layers import Inventory, cast_floats, get_module, set_module, share, weight_matrix
+from autoquant.models.layers import Inventory, cast_floats, get_module, set_modules, share, weight_matrix
 from autoquant.runtimes.base import Runtime
 from autoquant.schemes import SCHEMES, QuantizedTensor, project, quantize, static_scale
 from autoquant.values import Layer, QuantizationArgs
@@ -45,13 +45,12 @@ class Assembler:
         if base_dtype not in self._copies:
             self._make_copy(base_dtype)
         model, current = self._copies[base_dtype], self._current[base_dtype]
-        before = dict(current)
-        for layer in self.inventory.layers:
-            wanted = project(SCHEMES[layers.get(layer.name, base_dtype)], layer.kind).name
-            if current[layer.name] != wanted:
-                set_module(model, layer.name, self.module(layer, wanted, base_dtype))
-                current[layer.name] = wanted
-        if current != before:
+        wanted = {x: project(SCHEMES[layers.get(x.name, base_dtype)], x.kind).name for x in self.inventory.layers}
+        changed = {layer: scheme for layer, scheme in wanted.items() if current[layer.name] != scheme}
+        if changed:
+            built = {layer.name: self.module(layer, scheme, base_dtype) for layer, scheme in changed.items()}
+            set_modules(model, built)
+            current |= {layer.name: scheme for layer, scheme in changed.items()}
             self.runtime.refresh(model)
         return model
 

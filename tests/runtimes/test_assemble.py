@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from autoquant.checkpoint import format_for, load, write_checkpoint
-from autoquant.errors import LayerMapError
+from autoquant.errors import LayerMapError, NumericsError
 from autoquant.models.layers import inspect
 from autoquant.runtimes import TorchRuntime
 from autoquant.runtimes.assemble import Assembler
 from autoquant.schemes import SCHEMES, project
-from autoquant.values import FLOAT_DTYPES, LayerMap
+from autoquant.values import FLOAT_DTYPES, Layer, LayerMap
 from tests.maps import assembled
 from tests.opened import gpt2, tied_llama, vit
 
@@ -186,3 +186,25 @@ def test_a_static_scheme_without_a_range_is_refused_by_name(model: nn.Module) ->
     name = next(layer.name for layer in inspect(model).layers if layer.kind in ("linear", "conv1d"))
     with pytest.raises(LayerMapError, match=f"{name}.*calibrated range"):
         assembler.assemble({name: "int8-channel-sym/a8-static"}, "float32")
+
+
+def test_a_layer_that_cannot_be_built_leaves_the_last_map_in_place(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what fails once does not count as built."""
+    assembler = assembler_of(model)
+    first = output(assembler.assemble({}, "float32"))
+    build, last = assembler.runtime.build, inspect(model).layers[-1].name
+
+    def failing(layer: Layer, *args: object, **more: object) -> nn.Module:
+        if layer.name == last:
+            raise NumericsError("no")
+        return build(layer, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assembler.runtime, "build", failing)
+        with pytest.raises(NumericsError):
+            assembler.assemble(mixed(model), "float32")
+        assert torch.equal(output(assembler.assemble({}, "float32")), first)
+    expected = output(assembler_of(model).assemble(mixed(model), "float32"))
+    assert torch.equal(output(assembler.assemble(mixed(model), "float32")), expected)
