@@ -15,7 +15,7 @@ Facts about its reader (compressed-tensors 0.20 in transformers 5.23) that this 
   are more exact with it then; the channels stand under a key of their own that they do not look at.
 - Weights of 6 and 4 bits are `pack-quantized`, with int8 inputs as well. An embedding cannot be: transformers fills the `weight`
   that it does not find (`_init_weights`). Nor can asymmetric ones: it expects their zero points unpacked while it prepares the
-  modules, and packed in the file.
+  modules, and packed in the file. Releases before 0.20 pack 6 bits otherwise.
 - It expands the weights in a hook on the model's first call. Who calls `model.forward` itself (sentence-transformers
   does) finds int8 codes there, unless the model was opened with `CompressedTensorsConfig(dequantize=True)`.
 """
