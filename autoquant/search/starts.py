@@ -15,9 +15,10 @@ FRONT_SHARES = (0.5, 0.25, 0.1, 0.03)
 """Of the divergence of the map that saves most: the maps of the profile's front that a strategy is warm-started with."""
 
 UNIFORM_LIMIT = 4
-"""Uniform maps that are evaluated: of those that no other uniform map beats in saving and score the most saving ones, and the
-one of the smallest score: where the certification data cannot settle the bolder ones, it is what lies between them and no
-quantization at all. Of those whose savings timings cannot tell apart, only the one of the smallest score counts."""
+"""Uniform maps that are evaluated, spread evenly over those that no other uniform map beats in saving and score: the most saving
+one, the one of the smallest score, and what lies between them. Where the certification data cannot settle the bolder ones, there
+is something between these and no quantization at all. Of those whose savings timings cannot tell apart, only the one of the
+smallest score counts."""
 
 Start = tuple[str, str, Choice]
 """(label, base dtype, choice)."""
@@ -50,7 +51,8 @@ def starting_maps(problem: Problem) -> list[Start]:
     for item in sorted(uniform, key=lambda item: (levels[item[2]], item[1])):
         if not front or item[1] < front[-1][1]:
             front.append(item)
-    chosen = front if len(front) <= UNIFORM_LIMIT else [*front[: UNIFORM_LIMIT - 1], front[-1]]
+    count = min(len(front), UNIFORM_LIMIT)
+    chosen = [front[round(place * (len(front) - 1) / max(1, count - 1))] for place in range(count)]
     return maps + [(label, base, choice) for *_, label, base, choice in chosen]
 
 

@@ -125,3 +125,17 @@ def test_the_safest_uniform_map_is_evaluated_however_many_save_more(monkeypatch:
     monkeypatch.setattr(starts, "UNIFORM_LIMIT", 2)
     two = [choice for _, _, choice in starting_maps(found)[2:]]
     assert len(every) > 2 and two == [every[0], min(every, key=found.score)]
+
+
+def test_of_many_uniform_maps_those_are_evaluated_that_lie_evenly_between_the_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [name for name in SCHEMES if "/" in name][:9]
+    found = synthetic.make(3, bases=("float32",), schemes=tuple(names))
+    maps = [found.uniform(name) for name in names]
+    monkeypatch.setattr(
+        Problem, "total_ms", lambda self, base, choice: 1.2 ** -maps.index(choice) if choice in maps else 1.0
+    )
+    monkeypatch.setattr(Problem, "saving", lambda self, ms, size: ms)
+    monkeypatch.setattr(Problem, "score", lambda self, choice: 10.0 - maps.index(choice) if choice in maps else 0.0)
+    assert [maps.index(choice) for _, _, choice in starting_maps(found)[1:]] == [0, 3, 5, 8]
