@@ -1,7 +1,7 @@
 """Codes of fewer than 8 bits as a checkpoint packs them: densely, as compressed-tensors' `pack-quantized` has them.
 
 32 codes lie in as many int32 words as a code has bits, each from its lowest bit on; a code may begin in one word and end in the
-next. Written here and not called there: importing compressed-tensors takes more memory than a small model.
+next. Written here and not called there: importing compressed-tensors takes 15 MB, more than all of a small packed model.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autoquant.errors import ModelError, SchemeError
-from autoquant.models.layers import get_module, set_module, share, survey, weight_matrix
+from autoquant.models.layers import get_module, set_modules, share, survey, weight_matrix
 from autoquant.runtimes.base import Runtime
 from autoquant.runtimes.torch_runtime import TorchRuntime
 from autoquant.schemes import SCHEMES, QuantizedTensor, dequantize
@@ -170,11 +170,13 @@ def ported(model: nn.Module) -> nn.Module:
     """
     copied = share(model)
     copied.__dict__.pop("forward", None)
+    runtime, built = PortableRuntime(), {}
     for layer in survey(copied).layers:
         module = get_module(copied, layer.name)
         weight = weight_matrix(module).detach()
         scheme = SCHEMES[str(weight.dtype).removeprefix("torch.")]
-        set_module(copied, layer.name, PortableRuntime().build(layer, scheme, module, weight, base_dtype=weight.dtype))
+        built[layer.name] = runtime.build(layer, scheme, module, weight, base_dtype=weight.dtype)
+    set_modules(copied, built)
     # Of nn.Module: transformers' own method refuses a model that was loaded from quantized weights.
     return nn.Module.float(copied).eval()
 

@@ -117,7 +117,7 @@ def test_packed_weights_of_every_kind_of_layer_come_back(
     """Embeddings, convolutions and GPT-2's transposed layers; a weight that two layers share keeps its 8 bits."""
     model = request.getfixturevalue(name)
     layers = inspect(model).layers
-    shared = {layer.tied_to or layer.name for layer in layers if layer.tied_to} | {x.name for x in layers if x.tied_to}
+    shared = {name for layer in layers if layer.tied_to for name in (layer.name, layer.tied_to)}
     chosen = {layer.name: "int8-channel-sym" if layer.name in shared else scheme for layer in layers}
     layer_map = LayerMap(layers=chosen, base_dtype="bfloat16", format="autoquant")
     info = write_checkpoint(model, layer_map, tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ from autoquant.models.loading import load_model
 from autoquant.price import latency, measure_price
 from autoquant.runtimes import TorchRuntime
 from autoquant.runtimes.assemble import Assembler
-from autoquant.schemes import SCHEMES, project
+from autoquant.schemes import SCHEMES, computed_as, project
 from autoquant.tasks import make
 from autoquant.values import FLOAT_DTYPES, LayerMap, Price
 from tests import tiny
@@ -61,13 +62,15 @@ def allowed(model: nn.Module) -> dict[str, tuple[str, ...]]:
 def maps(model: nn.Module, base: str) -> list[dict[str, str]]:
     """No quantization, and two maps of many schemes; tied layers share theirs."""
     layers, schemes = inspect(model).layers, allowed(model)
+    for owner in {layer.tied_to for layer in layers if layer.tied_to}:
+        schemes[owner] = tuple(
+            name for name in schemes[owner] if not SCHEMES[name].is_packed
+        )  # readers tie weights only
     found = [{layer.name: base for layer in layers}]
     for shift in (0, 5):
         chosen = {}
         for number, layer in enumerate(layers):
             options = schemes[layer.tied_to or layer.name]
-            if layer.name in {other.tied_to for other in layers}:
-                options = tuple(name for name in options if not SCHEMES[name].is_packed)  # readers tie weights only
             chosen[layer.name] = (
                 base if (number + shift) % 4 == 3 and not layer.tied_to else options[(number + shift) % len(options)]
             )
@@ -132,6 +135,19 @@ def measured(folder: Path) -> tuple[Price, dict[str, tuple[str, ...]]]:
 @pytest.fixture(scope="module")
 def priced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Price, dict[str, tuple[str, ...]]]:
     return measured(tmp_path_factory.mktemp("price"))
+
+
+def test_schemes_of_one_kernel_have_one_price(priced: tuple[Price, dict[str, tuple[str, ...]]]) -> None:
+    """Timed apart, noise would choose between them."""
+    price, _ = priced
+    pairs = 0
+    for times in (*price.layer_ms.values(), *price.layer_ms_noise.values()):
+        for layer, row in times.items():
+            for one, other in itertools.combinations(row, 2):
+                if computed_as(SCHEMES[one]) is computed_as(SCHEMES[other]):
+                    pairs += 1
+                    assert row[one] == row[other], (layer, one, other)
+    assert pairs
 
 
 def test_a_base_dtype_is_judged_by_what_would_serve_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
