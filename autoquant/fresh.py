@@ -77,7 +77,7 @@ def measure_latency(session: Session, plain: Mapping[str, LayerMap | None], serv
     """End-to-end latency of checkpoints, in turns in one process: {"ms": …, "noise": …}, each name → ms.
 
     Args:
-        plain: run as transformers runs them (None: the float32 model).
+        plain: run as transformers runs them (None: the float32 model); slow, and timed in every other round.
         served: run as `autoquant.load` does.
     """
     maps = {**plain, **served}
@@ -96,7 +96,7 @@ def measure_latency(session: Session, plain: Mapping[str, LayerMap | None], serv
         session.progress.say(f"  timing {len(maps)} models side by side in a fresh process …")
         models = {name: {**_model_item(session, path), "plain": name in plain} for name, path in paths.items()}
         job = {**_common_job(session), "kind": "latency", "rounds": ROUNDS, "max_seconds": MAX_SECONDS,
-               "rest_seconds": session.runtime.rest_seconds, "models": models}  # fmt: skip
+               "rest_seconds": session.runtime.rest_seconds, "models": models, "seldom": sorted(plain)}  # fmt: skip
         value = run_job(job, session.folder / FRESH, name)
     value["fingerprint"] = made_from
     artifacts.write_json(file, value)
@@ -132,6 +132,7 @@ def _latency_here(session: Session, paths: Mapping[str, Path | None], plain: set
         rounds=ROUNDS,
         max_seconds=MAX_SECONDS,
         rest_seconds=session.runtime.rest_seconds,
+        seldom=plain,
     )
     return {"ms": {n: ms for n, (ms, _) in found.items()}, "noise": {n: noise for n, (_, noise) in found.items()}}
 

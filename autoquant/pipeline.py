@@ -97,10 +97,11 @@ def finish(
 ) -> dict[str, Any]:  # fmt: skip
     """From what was found to the report: certify, ship, summarise."""
     say = session.progress.say
-    with Timed(stages, "certify"):
-        say("4/5 certify: saved checkpoints, reloaded in fresh processes, on data that the search never saw")
+    say("4/5 certify: saved checkpoints, reloaded in fresh processes, on data that the search never saw")
+    with Timed(stages, "finals"):
         finals = finals_stage(session, profile, price, worth_certifying(session, found), half)
         found = finals.update(found)
+    with Timed(stages, "certify"):
         certified = certify_stage(session, finals, half)
     shipped = replace(
         certified.shipped.layer_map,

@@ -134,7 +134,8 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
     """Run the float model on the search split."""
     s, task = session.settings, session.task
     against, order = Divergence(task), Order.by_chance(task.items("search"), s.seed)
-    track = Track.of(task, s.eval_batch_size, order.chunks())  # the outputs that are kept are of the items read first
+    # The outputs that are kept are of the items read first. Two parts and not chunks: batches of like lengths, little padding.
+    track = Track.of(task, s.eval_batch_size, [part.tolist() for part in np.array_split(order.items, 2)])
     base = evaluate_split(
         session.model, task, "search", plan=[rows for plan in track.plans for rows in plan],
         batch_size=s.eval_batch_size, is_reference=True, observe=against.keep, progress=update,

@@ -154,8 +154,9 @@ def latency_job(job: dict[str, Any]) -> dict[str, Any]:
     example = task.example(job["shape"]["batch_size"], job["shape"].get("seq_len"))
     calls = {name: forward_call(open_model(item, task.name), task, example) for name, item in job["models"].items()}
     found = time_models(
-        calls, rounds=job["rounds"], max_seconds=job["max_seconds"], rest_seconds=job.get("rest_seconds", 0.0)
-    )
+        calls, rounds=job["rounds"], max_seconds=job["max_seconds"], rest_seconds=job.get("rest_seconds", 0.0),
+        seldom=job.get("seldom", ()),
+    )  # fmt: skip
     return {
         "ms": {name: ms for name, (ms, _) in found.items()},
         "noise": {name: noise for name, (_, noise) in found.items()},
