@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ Observe = Callable[[list[int], Tensor, Batch], None]
 
 LEAST_ROUNDS = 3
 """Rounds of a timing at least: the fewest with a median that one disturbed call does not move."""
+SETTLED_CALLS = 5
+"""Calls of each model at least before its spread is believed."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ def time_models(
     max_seconds: float = 20.0,
     rest_seconds: float = 0.0,
     seldom: Collection[str] = (),
+    settled: float = 0.0,
 ) -> dict[str, tuple[float, float]]:
     """Median and half the interquartile range, in ms, of each callable; calls alternate, so that drift hits all alike.
 
@@ -177,6 +181,7 @@ def time_models(
     Args:
         rest_seconds: pause before each call. Threads of one engine that wait busily would disturb the next one's call.
         seldom: names that are called in every other round only: slow ones that the others are compared with.
+        settled: rounds end once the standard error of every median is at most this share of it.
     """
     for call in models.values():
         for _ in range(warmup):
@@ -197,7 +202,15 @@ def time_models(
             times[name].append((time.perf_counter() - begin) * 1e3)
         if number + 1 >= LEAST_ROUNDS and time.perf_counter() - start > max_seconds:
             break
+        if settled and all(len(own) >= SETTLED_CALLS and _error(own) <= settled for own in times.values()):
+            break
     return {name: spread(values) for name, values in times.items()}
+
+
+def _error(values: list[float]) -> float:
+    """Standard error of the median as a share of it: √(π/2) σ/√n of a normal sample, σ its interquartile range / 1.349."""
+    middle, half = spread(values)
+    return math.sqrt(math.pi / 2 / len(values)) * 2 * half / 1.349 / middle
 
 
 def spread(values: list[float]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ Python cannot be rebuilt elsewhere: its checkpoints are loaded in this process.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from autoquant.session import Session
 from autoquant.values import LayerMap
 
 FRESH, WRITTEN = "measurements", "candidates"
-ROUNDS, MAX_SECONDS = 25, 30.0
+ROUNDS, MAX_SECONDS, SETTLED = 25, 30.0, 0.01
+"""Of a timing: rounds and seconds at most, and the relative error of all medians from which on it may end."""
 
 
 def fresh_processes(session: Session) -> AbstractContextManager[None]:
@@ -77,10 +78,12 @@ def measure_latency(session: Session, plain: Mapping[str, LayerMap | None], serv
     """End-to-end latency of checkpoints, in turns in one process: {"ms": …, "noise": …}, each name → ms.
 
     Args:
-        plain: run as transformers runs them (None: the float32 model); slow, and timed in every other round.
+        plain: run as transformers runs them (None: the float32 model).
         served: run as `autoquant.load` does.
     """
     maps = {**plain, **served}
+    slow = {name for name, layer_map in served.items() if set(layer_map.layers.values()) == {layer_map.base_dtype}}
+    seldom = sorted({*plain, *slow})  # what is not quantized
     made_from = session.stage_fingerprint(
         session.batch_size, session.seq_len, torch.get_num_threads(), session.runtime.description(),
         {name: None if layer_map is None else key_of(layer_map) for name, layer_map in maps.items()},
@@ -91,12 +94,13 @@ def measure_latency(session: Session, plain: Mapping[str, LayerMap | None], serv
         return value
     paths = {name: None if layer_map is None else checkpoint_of(session, layer_map) for name, layer_map in maps.items()}
     if session.module is not None:
-        value = _latency_here(session, paths, set(plain))
+        value = _latency_here(session, paths, set(plain), seldom)
     else:
         session.progress.say(f"  timing {len(maps)} models side by side in a fresh process …")
         models = {name: {**_model_item(session, path), "plain": name in plain} for name, path in paths.items()}
         job = {**_common_job(session), "kind": "latency", "rounds": ROUNDS, "max_seconds": MAX_SECONDS,
-               "rest_seconds": session.runtime.rest_seconds, "models": models, "seldom": sorted(plain)}  # fmt: skip
+               "rest_seconds": session.runtime.rest_seconds, "models": models,
+               "seldom": seldom, "settled": SETTLED}  # fmt: skip
         value = run_job(job, session.folder / FRESH, name)
     value["fingerprint"] = made_from
     artifacts.write_json(file, value)
@@ -119,7 +123,9 @@ def _measure_here(session: Session, name: str, path: Path | None, folder: Path) 
     }
 
 
-def _latency_here(session: Session, paths: Mapping[str, Path | None], plain: set[str]) -> dict[str, Any]:
+def _latency_here(
+    session: Session, paths: Mapping[str, Path | None], plain: set[str], seldom: Sequence[str]
+) -> dict[str, Any]:
     example = session.task.example(session.batch_size, session.seq_len)
     models = {
         name: session.model if path is None else _open_here(session, path, None if name in plain else session.runtime)
@@ -132,7 +138,8 @@ def _latency_here(session: Session, paths: Mapping[str, Path | None], plain: set
         rounds=ROUNDS,
         max_seconds=MAX_SECONDS,
         rest_seconds=session.runtime.rest_seconds,
-        seldom=plain,
+        seldom=seldom,
+        settled=SETTLED,
     )
     return {"ms": {n: ms for n, (ms, _) in found.items()}, "noise": {n: noise for n, (_, noise) in found.items()}}
 

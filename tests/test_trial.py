@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autoquant.certify.judge import judge
 from autoquant.divergence import Divergence
-from autoquant.evaluation import time_models
+from autoquant.evaluation import SETTLED_CALLS, time_models
 from autoquant.racing import expected_margin
 from autoquant.search import Outcome
 from autoquant.search.race import FIRST, Order
@@ -189,3 +189,21 @@ def test_what_a_map_is_compared_with_is_timed_in_every_other_round() -> None:
     models = {name: lambda name=name: calls.append(name) for name in ("map", "anchor")}
     assert set(time_models(models, rounds=5, warmup=1, seldom={"anchor"})) == {"map", "anchor"}
     assert calls == ["map", "anchor", *["map", "anchor", "map"] * 2, "map", "anchor"]
+
+
+def test_a_timing_ends_when_every_median_is_known_well_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of the test's own: one model takes 1 s at every call, another 1 or 3 s in turns."""
+    now, calls = [0.0], {"steady": 0, "restless": 0}
+    monkeypatch.setattr("autoquant.evaluation.time.perf_counter", lambda: now[0])
+
+    def call(name: str) -> None:
+        now[0] += 1.0 if name == "steady" else 1.0 + 2.0 * (calls[name] % 2)
+        calls[name] += 1
+
+    models = {name: lambda name=name: call(name) for name in calls}
+    time_models({"steady": models["steady"]}, rounds=25, warmup=0, max_seconds=1e9, settled=0.01)
+    assert calls["steady"] == SETTLED_CALLS
+    time_models({"steady": models["steady"]}, rounds=25, warmup=0, max_seconds=1e9)
+    assert calls["steady"] == SETTLED_CALLS + 25
+    time_models(models, rounds=25, warmup=0, max_seconds=1e9, settled=0.01)
+    assert calls["restless"] == 25

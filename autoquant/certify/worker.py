@@ -155,7 +155,7 @@ def latency_job(job: dict[str, Any]) -> dict[str, Any]:
     calls = {name: forward_call(open_model(item, task.name), task, example) for name, item in job["models"].items()}
     found = time_models(
         calls, rounds=job["rounds"], max_seconds=job["max_seconds"], rest_seconds=job.get("rest_seconds", 0.0),
-        seldom=job.get("seldom", ()),
+        seldom=job.get("seldom", ()), settled=job.get("settled", 0.0),
     )  # fmt: skip
     return {
         "ms": {name: ms for name, (ms, _) in found.items()},

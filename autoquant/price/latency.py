@@ -28,11 +28,13 @@ from autoquant.tasks.base import Batch, Task, to_device
 from autoquant.values import Group, Layer, Price, Scheme
 
 CALLS = 9
-"""Timed calls of each whole model, if there is time."""
+"""Timed calls of each whole model, if there is time, and if fewer do not settle it."""
 HOPELESS = 1.25
 """A base dtype whose best takes this many times the time of float32's best, both as they are served, is not searched."""
 EMULATED = 4
 """A float model that takes this many times float32's is hopeless, whatever its int8 products take: nothing more is tried."""
+SETTLED = 0.01
+"""Standard error of a median, as a share of it, from which on more calls say nothing that matters."""
 KEPT = 2**30
 """Bytes of kernels that are kept at most, and the share of the memory that is free."""
 KEPT_SHARE = 0.1
@@ -174,7 +176,7 @@ def _time_bases(calls: Mapping[str, Callable[[], None]], max_seconds: float) -> 
             call()
             took = (time.perf_counter() - begin) * 1e3
             once[base] = min(took, once.get(base, math.inf))  # a busy machine makes calls slower, never faster
-            if took > max_seconds * 1e3 / 20:
+            if took > max_seconds * 1e3 / 20 or once[base] <= 2 * HOPELESS * min(once.values()):
                 break
     worth = {base: call for base, call in calls.items() if once[base] <= 2 * HOPELESS * min(once.values())}
     worth |= {base: call for base, call in calls.items() if base == "float32"}  # what others are compared with
@@ -190,7 +192,8 @@ def _time_maps(
     found: list[float] = []
     for layers in maps:
         call = forward_call(assembler.assemble(layers, base), task, example)
-        found.append(time_models({"map": call}, rounds=CALLS, warmup=2, max_seconds=max_seconds / len(maps))["map"][0])
+        timed = time_models({"map": call}, rounds=CALLS, warmup=2, max_seconds=max_seconds / len(maps), settled=SETTLED)
+        found.append(timed["map"][0])
         make_room(assembler)
     assembler.assemble({}, base)
     return found

@@ -20,9 +20,9 @@ from autoquant.runtimes.assemble import Assembler
 from autoquant.tasks.base import Task, batches, some_batches, to_device
 from autoquant.values import Layer, Profile
 
-PROBES = 8
-"""Random output directions a batch: one backward pass each. Noise falls with probes × rows, and a probe costs less than
-the products of 16 schemes, so many probes on few rows are the cheaper way."""
+PROBES = 4
+"""Random output directions a batch: one backward pass each. With eight, a profile is no nearer to that of four times as many
+rows and takes half as long again: what is left is which rows they are (`benchmarks/README.md`)."""
 TOKENS = 4096
 """Calibration tokens that are scored; ranges are taken from all of them."""
 POSITIONS = 1024
