@@ -23,6 +23,8 @@ LEAST_ROUNDS = 3
 """Rounds of a timing at least: the fewest with a median that one disturbed call does not move."""
 SETTLED_CALLS = 5
 """Calls of each model at least before its spread is believed."""
+SETTLED = 0.01
+"""Standard error of a median, as a share of it, from which on more calls say nothing that matters."""
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,14 @@ from torch import nn
 from autoquant import artifacts, forkserver
 from autoquant.certify.worker import job_of, run_job
 from autoquant.checkpoint import load, write_checkpoint
-from autoquant.evaluation import evaluate_split, forward_call, saved_rows, saved_values, time_models
+from autoquant.evaluation import SETTLED, evaluate_split, forward_call, saved_rows, saved_values, time_models
 from autoquant.runtimes import Runtime
 from autoquant.runtimes.graph import as_written
 from autoquant.session import Session
 from autoquant.values import LayerMap
 
 FRESH, WRITTEN = "measurements", "candidates"
-ROUNDS, MAX_SECONDS, SETTLED = 25, 30.0, 0.01
-"""Of a timing: rounds and seconds at most, and the relative error of all medians from which on it may end."""
+ROUNDS, MAX_SECONDS = 25, 30.0
 
 
 def fresh_processes(session: Session) -> AbstractContextManager[None]:

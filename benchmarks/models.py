@@ -130,7 +130,10 @@ def main() -> None:
     answers = ["verdict", "metric", "float", "drop", "bound", "n", "x float32", "x half", "bytes", "base", "shipped"]
     print("\n" + table(rows, ["job", *answers, "maps"]))
     seconds = [{"job": row["job"], **row.get("stages", {}), "wall": row["wall_seconds"]} for row in rows]
-    print("\nSeconds of each stage\n" + table(seconds, ["job", "profile", "price", "search", "certify", "wall"]))
+    print(
+        "\nSeconds of each stage\n"
+        + table(seconds, ["job", "power", "profile", "price", "search", "finals", "certify", "wall"])
+    )
     write(args.json, {"budget": args.budget, "seed": args.seed, "jobs": rows})
 
 

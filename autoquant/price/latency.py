@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autoquant import memory
-from autoquant.evaluation import forward_call, time_models
+from autoquant.evaluation import SETTLED, forward_call, time_models
 from autoquant.models.layers import Inventory, get_module
 from autoquant.models.layers import groups as groups_of
 from autoquant.price.in_situ import correct, offered, sample_maps
@@ -33,8 +33,6 @@ HOPELESS = 1.25
 """A base dtype whose best takes this many times the time of float32's best, both as they are served, is not searched."""
 EMULATED = 4
 """A float model that takes this many times float32's is hopeless, whatever its int8 products take: nothing more is tried."""
-SETTLED = 0.01
-"""Standard error of a median, as a share of it, from which on more calls say nothing that matters."""
 KEPT = 2**30
 """Bytes of kernels that are kept at most, and the share of the memory that is free."""
 KEPT_SHARE = 0.1
@@ -169,6 +167,10 @@ def _time_bases(calls: Mapping[str, Callable[[], None]], max_seconds: float) -> 
     The first calls of a model that is served capture its graph and record it.
     """
     once: dict[str, float] = {}
+
+    def is_worth(base: str) -> bool:
+        return once[base] <= 2 * HOPELESS * min(once.values())
+
     for base, call in calls.items():
         call()
         for _ in range(3):
@@ -176,10 +178,10 @@ def _time_bases(calls: Mapping[str, Callable[[], None]], max_seconds: float) -> 
             call()
             took = (time.perf_counter() - begin) * 1e3
             once[base] = min(took, once.get(base, math.inf))  # a busy machine makes calls slower, never faster
-            if took > max_seconds * 1e3 / 20 or once[base] <= 2 * HOPELESS * min(once.values()):
+            if took > max_seconds * 1e3 / 20 or is_worth(base):
                 break
-    worth = {base: call for base, call in calls.items() if once[base] <= 2 * HOPELESS * min(once.values())}
-    worth |= {base: call for base, call in calls.items() if base == "float32"}  # what others are compared with
+    # float32 in any case: others are compared with it
+    worth = {base: call for base, call in calls.items() if is_worth(base) or base == "float32"}
     return once | {
         base: ms for base, (ms, _) in time_models(worth, rounds=7, warmup=0, max_seconds=max_seconds).items()
     }

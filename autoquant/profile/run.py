@@ -21,8 +21,8 @@ from autoquant.tasks.base import Task, batches, some_batches, to_device
 from autoquant.values import Layer, Profile
 
 PROBES = 4
-"""Random output directions a batch: one backward pass each. With eight, a profile is no nearer to that of four times as many
-rows and takes half as long again: what is left is which rows they are (`benchmarks/README.md`)."""
+"""Random output directions a batch: one backward pass each. With eight, a profile is hardly nearer to that of four times as many
+rows and takes half as long again: what is left is mostly which rows they are (`benchmarks/README.md`)."""
 TOKENS = 4096
 """Calibration tokens that are scored; ranges are taken from all of them."""
 POSITIONS = 1024
