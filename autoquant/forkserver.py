@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from autoquant.lazy import importing
 from autoquant.memory import populate, resident_files
 from autoquant.processes import command, offline
 
@@ -99,7 +100,8 @@ def forks_of(module: str) -> Forks | None:
 
 
 def main(name: str, asked: int, answered: int) -> None:
-    module = importlib.import_module(name)
+    with importing():
+        module = importlib.import_module(name)
     gc.freeze()  # no fork looks through what was imported for garbage, which takes a fifth of a second
     code_pages = resident_files()
     with os.fdopen(asked) as requests:

@@ -26,6 +26,9 @@ from autoquant.session import Session
 from autoquant.tasks.base import Task, batches
 from autoquant.values import Price
 
+ANCHOR_MS = 10
+"""Of the float32 model's calls beside each map: as short as maps are, but no blink."""
+
 Plan = list[list[int]]
 """Rows of each batch."""
 
@@ -73,8 +76,11 @@ class Judge:
         """The outcome of a map."""
         model = self.assemble(layers, base_dtype)
         self.against.forget()
-        found = self._race(model)
-        divergence, error = self._divergence(found.items)
+        if {base_dtype, *layers.values()} == {"float32"}:  # the model itself, which all are compared with
+            found, divergence, error = self.course.unchanged(), 0.0, 0.0
+        else:
+            found = self._race(model)
+            divergence, error = self._divergence(found.items)
         ms, noise = (self.priced(base_dtype, layers), MOST_NOISE) if self.priced else self.milliseconds(model)
         return Outcome(
             drop=found.drop,
@@ -146,27 +152,39 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
     # Where the float model did not fit, most maps would not either.
     size = min(base.batch_size, s.eval_batch_size)
     track = Track.of(task, size, order.chunks() if s.race else [order.items.tolist()])
-    example = task.example(session.batch_size, session.seq_len)
-    anchor = forward_call(session.model, task, example)
-
-    def milliseconds(model: nn.Module) -> tuple[float, float]:
-        call = forward_call(model, task, example)
-        call()  # the slow anchor has been called often enough
-        times = time_models(
-            {"map": call, "anchor": anchor},
-            rounds=5,
-            warmup=0,
-            max_seconds=3.0,
-            rest_seconds=session.runtime.rest_seconds,
-            seldom={"anchor"},
-        )
-        ms = times["map"][0] / times["anchor"][0] * price.model_ms["float32"]
-        return ms, times["map"][1] / times["map"][0]
-
     course = Course(task, session.budget, base.values, order)
     names = [layer.name for layer in session.inventory.layers]
     replay = Replay(task, track.plans[0], names, session.assembler.assemble)
-    return Judge(course, track, base, against, session.assembler.assemble, milliseconds, session.progress.note, replay)
+    measure = _clock(session, price.model_ms["float32"])
+    return Judge(course, track, base, against, session.assembler.assemble, measure, session.progress.note, replay)
+
+
+def _clock(session: Session, float_ms: float) -> Callable[[nn.Module], tuple[float, float]]:
+    """Measures a model's latency in turns with the float32 model's, on as many rows of the example as take `ANCHOR_MS`.
+
+    What a machine is slowed down by between two maps slows both. How much longer the float32 model takes on the whole
+    example is measured once, here.
+
+    Args:
+        float_ms: the float32 model's, on the whole example, which the latencies are told beside.
+    """
+    task, rest = session.task, session.runtime.rest_seconds
+    example = task.example(session.batch_size, session.seq_len)
+    rows = min(session.batch_size, max(1, math.ceil(session.batch_size * ANCHOR_MS / float_ms)))
+    anchor = forward_call(session.model, task, task.example(rows, session.seq_len))
+    share = 1.0
+    if rows < session.batch_size:
+        both = {"whole": forward_call(session.model, task, example), "anchor": anchor}
+        times = time_models(both, rounds=5, warmup=1, max_seconds=3.0, rest_seconds=rest)
+        share = times["anchor"][0] / times["whole"][0]
+
+    def milliseconds(model: nn.Module) -> tuple[float, float]:
+        call = forward_call(model, task, example)
+        call()  # the anchor has been called often enough
+        times = time_models({"map": call, "anchor": anchor}, rounds=5, warmup=0, max_seconds=3.0, rest_seconds=rest)
+        return times["map"][0] / times["anchor"][0] * share * float_ms, times["map"][1] / times["map"][0]
+
+    return milliseconds
 
 
 def expected_minutes(session: Session, judge: Judge) -> float:

@@ -19,7 +19,7 @@ from autoquant.search import Outcome
 from autoquant.search.race import FIRST, Order
 from autoquant.session import Progress
 from autoquant.tasks.base import Batch, Task
-from autoquant.trial import Judge, make_judge
+from autoquant.trial import ANCHOR_MS, Judge, make_judge
 from autoquant.values import Budget, Candidate
 
 ROWS = 100
@@ -64,19 +64,21 @@ class Threshold(nn.Module):
         return x - self.wrong + 0.5
 
 
-def judge_of(wrong: int, budget: Budget, race: bool = False, task: Task | None = None) -> Judge:
+def judge_of(
+    wrong: int, budget: Budget, race: bool = False, task: Task | None = None, batch_size: int = 2, float_ms: float = 1.0
+) -> Judge:
     session: Any = SimpleNamespace(
-        settings=SimpleNamespace(eval_batch_size=32, trials=1, seed=0, race=race), batch_size=2, task=task or Sign(),
+        settings=SimpleNamespace(eval_batch_size=32, trials=1, seed=0, race=race), batch_size=batch_size, task=task or Sign(),
         budget=budget, model=Threshold(0), seq_len=None, progress=Progress(quiet=True),
         assembler=SimpleNamespace(assemble=lambda layers, base: Threshold(wrong)), runtime=SimpleNamespace(rest_seconds=0.0),
         inventory=SimpleNamespace(layers=()),
     )  # fmt: skip
-    price: Any = SimpleNamespace(model_ms={"float32": 1.0})
+    price: Any = SimpleNamespace(model_ms={"float32": float_ms})
     return make_judge(session, price, lambda done, total: None)
 
 
 def evaluated(wrong: int, budget: Budget, race: bool = False, task: Task | None = None) -> Outcome:
-    return judge_of(wrong, budget, race, task)("float32", {})
+    return judge_of(wrong, budget, race, task)("bfloat16", {})
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2, 3])
@@ -122,21 +124,21 @@ def test_a_race_to_the_end_is_the_whole_evaluation() -> None:
 def test_a_race_reads_what_can_change_and_is_about_the_whole_split() -> None:
     """The rows near 0 change first; the many behind them are told from them and from a few by chance."""
     judged = judge_of(4, Budget(0.2), race=True)
-    raced, whole = judged("float32", {}), evaluated(4, Budget(0.2))
+    raced, whole = judged("bfloat16", {}), evaluated(4, Budget(0.2))
     assert judged.course.order.places is not None
     assert set(range(4)) <= set(judged.course.order.items[:32].tolist())
     assert raced.items < ROWS and raced.margin <= 0 and whole.margin <= 0
     assert raced.drop == pytest.approx(whole.drop, abs=0.02)
-    again = judge_of(4, Budget(0.2), race=True)("float32", {})
+    again = judge_of(4, Budget(0.2), race=True)("bfloat16", {})
     assert (again.drop, again.margin, again.items) == (raced.drop, raced.margin, raced.items), "a resumed run"
 
 
 def test_divergences_of_the_items_read_stand_for_the_whole_split() -> None:
     judged = judge_of(2, Budget(0.2), race=True)
-    read, nats = judged("float32", {}), evaluated(2, Budget(0.2)).divergence
-    few, items = judged.measure("float32", {})
+    read, nats = judged("bfloat16", {}), evaluated(2, Budget(0.2)).divergence
+    few, items = judged.measure("bfloat16", {})
     assert read.items < ROWS and FIRST <= items <= ROWS and few == pytest.approx(nats, rel=0.6)
-    assert judged("float32", {}).divergence == read.divergence == pytest.approx(nats, rel=0.6)
+    assert judged("bfloat16", {}).divergence == read.divergence == pytest.approx(nats, rel=0.6)
 
 
 class Doubled(Sign):
@@ -159,9 +161,9 @@ def test_items_whose_rows_are_in_already_are_judged_without_running_them_again(w
 
 def test_a_map_that_fails_half_way_leaves_nothing_to_the_next() -> None:
     judged = judge_of(3, Budget(0.05))
-    first = judged("float32", {}).divergence
+    first = judged("bfloat16", {}).divergence
     judged.against.found[0] = 1e9, 7  # as a map leaves them that raised
-    assert judged("float32", {}).divergence == first > 0
+    assert judged("bfloat16", {}).divergence == first > 0
 
 
 def test_the_error_of_a_divergence_is_what_other_items_would_have_given() -> None:
@@ -182,6 +184,35 @@ def test_the_error_of_a_divergence_is_what_other_items_would_have_given() -> Non
     assert 0.7 < np.sqrt(np.mean(np.square(errors)) / np.mean(np.square(off))) < 1.4
     everything = Divergence(task, found={row: (nats[row], 1) for row in range(ROWS)})
     assert everything.mean() == (pytest.approx(nats.mean()), 0.0) and Divergence(task).mean() == (0.0, 0.0)
+
+
+def test_the_float_model_itself_is_not_read() -> None:
+    """It drops nothing by definition; only how long it takes as it is served is asked."""
+    found = judge_of(30, Budget(0.05), race=True)("float32", {"a": "float32"})
+    assert (found.items, found.drop, found.error, found.divergence) == (0, 0.0, 0.0, 0.0)
+    assert found.margin == pytest.approx(-0.05) and found.ms > 0
+
+
+@pytest.mark.parametrize(("float_ms", "rows"), [(ANCHOR_MS / 2, 16), (ANCHOR_MS, 16), (4 * ANCHOR_MS, 4), (1e6, 1)])
+def test_maps_are_timed_beside_few_rows_of_a_slow_float_model(
+    float_ms: float, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And their milliseconds are told beside those of the float model on the whole batch."""
+    asked: list[int] = []
+
+    class Watched(Sign):
+        def example(self, batch_size: int, seq_len: int | None) -> Batch:
+            asked.append(batch_size)
+            return super().example(batch_size, seq_len)
+
+    def times(models: dict[str, Any], **how: Any) -> dict[str, tuple[float, float]]:
+        known = {"whole": 80.0, "anchor": 80.0 * rows / 16, "map": 20.0}
+        return {name: (known[name], 1.0) for name in models}
+
+    monkeypatch.setattr("autoquant.trial.time_models", times)
+    judged = judge_of(0, Budget(0.05), task=Watched(), batch_size=16, float_ms=float_ms)
+    assert set(asked) == {16, rows}
+    assert judged("bfloat16", {}).ms == pytest.approx(float_ms * 20 / 80) and judged("bfloat16", {}).noise == 1 / 20
 
 
 def test_what_a_map_is_compared_with_is_timed_in_every_other_round() -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from autoquant.commands.options import LAST, counts, takes
+from autoquant.lazy import importing
 from autoquant.values import EXIT_CODES
 
 app = typer.Typer()
@@ -38,7 +39,8 @@ def bench(
     # A typing mistake is answered before seconds of imports.
     lists = {"batch_sizes": batch_sizes, "seq_lens": seq_lens, "threads": threads}
     given |= {name: counts(text, f"--{name.replace('_', '-')}") for name, text in lists.items() if text is not None}
-    from autoquant import measuring
+    with importing():
+        from autoquant import measuring
 
     as_json = given.pop("as_json")
     given["quiet"] |= as_json

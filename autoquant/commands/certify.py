@@ -11,6 +11,7 @@ import typer
 from autoquant import forkserver
 from autoquant.commands.options import read, takes
 from autoquant.errors import UsageError
+from autoquant.lazy import importing
 from autoquant.values import EXIT_CODES, Budget
 
 app = typer.Typer()
@@ -82,8 +83,9 @@ def certify(
 
 def _once(checkpoint: str, data: str | None, asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
     with forkserver.serving():  # it imports what this process does, at the same time
-        from autoquant.comparison import certify
-        from autoquant.report.verdict import verdict_line
+        with importing():
+            from autoquant.comparison import certify
+            from autoquant.report.verdict import verdict_line
 
         found = certify(checkpoint, data=data, **asked)
     return found, verdict_line(found)
@@ -97,8 +99,9 @@ def _watch(
     for name in ("sizes", "cluster", "relative"):
         if asked.pop(name):
             raise UsageError(f"--{name} does not go with --watch.")
-    from autoquant.report.verdict import watch_line
-    from autoquant.watching import watch
+    with importing():
+        from autoquant.report.verdict import watch_line
+        from autoquant.watching import watch
 
     found = watch(checkpoint, source, once=once, state=state, **asked)
     return found, watch_line(found)

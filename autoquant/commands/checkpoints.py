@@ -10,6 +10,7 @@ import typer
 
 from autoquant import forkserver
 from autoquant.commands.options import LAST, SOURCE, Model, read, takes
+from autoquant.lazy import importing
 
 app = typer.Typer()
 
@@ -24,7 +25,8 @@ def apply(
     **given: Any,
 ) -> int:
     """Write a checkpoint under a layer map, also of a fine-tune of the same architecture."""
-    from autoquant import applying
+    with importing():
+        from autoquant import applying
 
     written = applying.apply(model, layer_map, out, data=data, **read(given))
     if given["as_json"]:
@@ -51,7 +53,8 @@ def evaluate(
     """Metric, latency, bytes and peak memory of any checkpoint."""
     given["quiet"] |= given["as_json"]
     with forkserver.serving():  # it imports what this process does, at the same time
-        from autoquant import measuring
+        with importing():
+            from autoquant import measuring
 
         found = measuring.evaluate(checkpoint, split=split, **read(given))
     if given["as_json"]:
@@ -79,7 +82,8 @@ def export(
     **given: Any,
 ) -> int:
     """Write a checkpoint for OpenVINO or ONNX Runtime: the same codes and scales."""
-    from autoquant import exports
+    with importing():
+        from autoquant import exports
 
     written = exports.export(checkpoint, format, out, trust_remote_code=given["trust_remote_code"])
     if given["as_json"]:

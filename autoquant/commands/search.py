@@ -10,6 +10,7 @@ import typer
 from autoquant import forkserver
 from autoquant.commands.options import LAST, OPTIONS, SOURCE, Model, confidence_of, read, takes, was_typed
 from autoquant.errors import UsageError
+from autoquant.lazy import importing
 from autoquant.values import Budget
 
 app = typer.Typer()
@@ -39,7 +40,8 @@ def search(ctx: typer.Context, model: Model = "default", **given: Any) -> int:
                 f"--resume takes its settings from the run folder; --{others[0].replace('_', '-')} cannot be changed there."
             )
     with forkserver.serving():  # it imports what this process does, at the same time
-        from autoquant import api
+        with importing():
+            from autoquant import api
 
         result = (
             api.search(model, **read(given)) if resume is None else api.resume(resume, quiet=given["quiet"], **changes)
@@ -53,7 +55,8 @@ def search(ctx: typer.Context, model: Model = "default", **given: Any) -> int:
        *LAST)  # fmt: skip
 def profile(model: Model = "default", **given: Any) -> int:
     """Only the sensitivity of each layer to each scheme, and its page."""
-    from autoquant import api
+    with importing():
+        from autoquant import api
 
     show(api.profile(model, **read(given)), given["as_json"])
     return 0
@@ -70,7 +73,8 @@ def pick(
     confidence = confidence_of(given["confidence"])
     Budget(budget, confidence=confidence)
     with forkserver.serving():
-        from autoquant import api
+        with importing():
+            from autoquant import api
 
         result = api.pick(run, budget, confidence=confidence, quiet=given["quiet"])
     show(result, given["as_json"])
@@ -80,7 +84,8 @@ def pick(
 @app.command(epilog="[b]Example[/b]\n\nautoquant report runs/default-1")
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> int:
     """Render the report of a run again."""
-    from autoquant import api
+    with importing():
+        from autoquant import api
 
     print(api.report(run))
     return 0

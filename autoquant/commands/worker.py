@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from autoquant.commands.options import takes
+from autoquant.lazy import importing
 
 app = typer.Typer()
 
@@ -30,8 +31,9 @@ def worker(
     **given: Any,
 ) -> int:
     """Judge maps for a search that runs elsewhere, until it ends."""
-    from autoquant import api
-    from autoquant.search import leave_with_parent
+    with importing():
+        from autoquant import api
+        from autoquant.search import leave_with_parent
 
     if name is not None:
         leave_with_parent()

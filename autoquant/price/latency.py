@@ -67,8 +67,9 @@ def measure_price(
     floats = {base: assembler.assemble({}, base) for base in base_dtypes}
     calls = {base: forward_call(floats[base], task, example) for base in base_dtypes}
     model_ms = _time_bases({base: _plain(floats[base], calls[base]) for base in base_dtypes}, max_seconds / 6)
-    served = _time_bases(calls, max_seconds / 6)
-    hopeful = [base for base in base_dtypes if served[base] <= EMULATED * served.get("float32", math.inf)]
+    serving = _worth_serving(model_ms, [b for b in base_dtypes if assembler.runtime.has_kernels(b, device.type)])
+    served = model_ms | _time_bases({base: calls[base] for base in serving}, max_seconds / 6)
+    hopeful = [base for base in serving if served[base] <= EMULATED * served.get("float32", math.inf)]
     uniform = {base: assembler.assemble(_typical(inventory.layers, schemes, base), base) for base in hopeful}
     typical = _time_bases({base: forward_call(uniform[base], task, example) for base in hopeful}, max_seconds / 10)
     for base in hopeful:
@@ -141,6 +142,12 @@ def measure_price(
 def make_room(assembler: Assembler) -> None:
     """Kernels of every scheme at once are many times the model: they are kept while they are few bytes beside what is free."""
     assembler.forget(over=min(KEPT, KEPT_SHARE * memory.available()))
+
+
+def _worth_serving(model_ms: Mapping[str, float], supported: Sequence[str]) -> list[str]:
+    """Base dtypes that the runtime has kernels for, and those that are not hopeless beside them even without any."""
+    best = min((model_ms[base] for base in supported), default=math.inf)
+    return [base for base, ms in model_ms.items() if base in supported or ms <= HOPELESS * best]
 
 
 def _typical(layers: Sequence[Layer], schemes: Mapping[str, Sequence[str]], base: str) -> dict[str, str]:

@@ -50,6 +50,13 @@ class Runtime(ABC):
         """None if floats can be computed in `dtype` here, otherwise the reason not. Slowness is none: that is measured."""
         return None
 
+    def has_kernels(self, dtype: str, device: str) -> bool:
+        """Whether there are kernels of its own for what surrounds the layers of a model in this base dtype.
+
+        A base dtype without any gains less by being served than one that has them, and need not be served to be ruled out.
+        """
+        return True
+
     @abstractmethod
     def build(
         self,

@@ -60,6 +60,9 @@ class TorchRuntime(Runtime):
     def fuses(self, device: str) -> bool:
         return device == "cpu" and avx512.available()
 
+    def has_kernels(self, dtype: str, device: str) -> bool:
+        return dtype != "float16" or device != "cpu" or not avx512.available()
+
     def serve(self, model: nn.Module) -> nn.Module:
         from autoquant.runtimes import graph  # which captures the modules below
 

@@ -4,6 +4,7 @@ middle of a search's output, and of what a script reads from it."""
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import tempfile
@@ -13,11 +14,17 @@ from contextlib import contextmanager
 NOISE = b"HighsMipSolverData::"
 
 
+@functools.cache
+def _c() -> ctypes.CDLL:
+    """Opening it takes milliseconds."""
+    return ctypes.CDLL(None)
+
+
 @contextmanager
 def hushed() -> Iterator[None]:
     """Hold back what the process writes to its stdout; then pass on all but the lines that begin with `NOISE`."""
     try:
-        flush = ctypes.CDLL(None).fflush  # C's own buffer, which would be written after all
+        flush = _c().fflush  # C's own buffer, which would be written after all
         sys.stdout.flush()
         stdout = os.dup(1)
     except (OSError, TypeError, AttributeError, ValueError):  # Windows, no stdout, or one that is closed

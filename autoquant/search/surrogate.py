@@ -1,7 +1,8 @@
 """The surrogate: costs and scores add up, so the best map under a divergence allowance is a multiple-choice knapsack.
 
-It is solved exactly with `scipy.optimize.milp`, and corrected by what was observed: each group's score is s · exp(θ) with
-θ ~ N(0, 0.6²), fitted to the observed divergences by maximum a posteriori (Gauss–Newton on log observed - log predicted).
+It is solved with `scipy.optimize.milp`, to `GAP` of the optimum, and corrected by what was observed: each group's score is
+s · exp(θ) with θ ~ N(0, 0.6²), fitted to the observed divergences by maximum a posteriori (Gauss–Newton on log observed - log
+predicted).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ TIE = 0.01
 difference that small is timing noise."""
 WORTH_OF_SCORE = 1e-3
 """Share of the saving given up for a map without any divergence, against one of the largest: what tells equal costs apart."""
-
+GAP = 1e-4
+"""Share of its cost by which a map may miss the optimum: far less than what a price is known to."""
 
 Table = list[np.ndarray]
 """A figure of each group's options."""
@@ -134,7 +136,7 @@ def _knapsack(
             constraints=constraints,
             integrality=np.ones(total),
             bounds=Bounds(0, 1),
-            options={"time_limit": time_limit, "mip_rel_gap": 1e-6},
+            options={"time_limit": time_limit, "mip_rel_gap": GAP},
         )
     if result.x is None:
         return None

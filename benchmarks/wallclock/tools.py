@@ -72,10 +72,13 @@ class Found:
 @forkserver.serving()
 def autoquant_search(source: Source, folder: Path, threads: int, length: int | None, budget: float) -> Found:
     """All stages, with certification, begun as the command line begins them."""
-    import autoquant
-    from autoquant import pipeline
-    from autoquant.session import Progress, Session
-    from autoquant.settings import Settings
+    from autoquant.lazy import importing
+
+    with importing():
+        import autoquant
+        from autoquant import pipeline
+        from autoquant.session import Progress, Session
+        from autoquant.settings import Settings
 
     judge = source.model.judges[0]
     settings = Settings(

@@ -162,12 +162,43 @@ def test_a_base_dtype_is_judged_by_what_would_serve_it(tmp_path: Path, monkeypat
         assert calls.keys() == found.keys()  # the typical map of an emulated dtype is not even tried
         return dict(found)
 
+    monkeypatch.setattr(RUNTIME, "has_kernels", lambda dtype, device: True, raising=False)
     monkeypatch.setattr(latency, "_time_bases", time_bases)
     monkeypatch.setattr(latency, "_time_maps", lambda assembler, base, maps, *rest: [8.0] * len(maps))
     price, _ = measured(tmp_path)
     assert set(price.layer_ms) == {"float32", "bfloat16"}
     assert price.served_ms == {"float32": 8.0, "bfloat16": 8.0, "float16": 41.0}
     assert price.model_ms == plain
+
+
+def test_a_base_dtype_without_kernels_is_served_only_where_it_is_not_far_slower_already() -> None:
+    plain = {"float32": 40.0, "bfloat16": 20.0, "float16": 20.0 * latency.HOPELESS}
+    served = {"float32", "bfloat16"}
+    assert set(latency._worth_serving(plain, ["float32", "bfloat16"])) == served | {"float16"}
+    plain["float16"] += 0.1
+    assert set(latency._worth_serving(plain, ["float32", "bfloat16"])) == served
+    assert set(latency._worth_serving(plain, list(plain))) == set(plain)
+    assert latency._worth_serving({"float16": 3.0}, []) == ["float16"]
+
+
+def test_a_base_dtype_that_is_not_served_is_measured_as_transformers_runs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([
+        {"float32": 10.0, "bfloat16": 6.0, "float16": 9.0}, {"float32": 10.0, "bfloat16": 5.0}, {"float32": 4.0, "bfloat16": 3.0},
+    ])  # fmt: skip
+
+    def time_bases(calls: dict, seconds: float) -> dict[str, float]:
+        found = next(answers)
+        assert calls.keys() == found.keys()
+        return dict(found)
+
+    monkeypatch.setattr(RUNTIME, "has_kernels", lambda dtype, device: dtype != "float16", raising=False)
+    monkeypatch.setattr(latency, "_time_bases", time_bases)
+    monkeypatch.setattr(latency, "_time_maps", lambda assembler, base, maps, *rest: [3.0] * len(maps))
+    price, _ = measured(tmp_path)
+    assert set(price.layer_ms) == {"float32", "bfloat16"}
+    assert price.served_ms == {"float32": 4.0, "bfloat16": 3.0, "float16": 9.0} and price.model_ms["float16"] == 9.0
 
 
 def test_every_choice_has_a_finite_time_and_bytes(priced: tuple[Price, dict[str, tuple[str, ...]]]) -> None:
