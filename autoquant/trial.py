@@ -7,7 +7,7 @@ model's outputs are computed once; quantized weights are cached by the assembler
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import nn
 from autoquant.divergence import Divergence
 from autoquant.errors import NumericsError
 from autoquant.evaluation import Evaluation, evaluate_further, evaluate_split, forward_call, time_models
+from autoquant.profile.run import POSITIONS
 from autoquant.racing import Course, Figures, order_of
 from autoquant.replay import Replay
 from autoquant.search import Outcome
@@ -58,7 +59,7 @@ class Judge:
     Attributes:
         base: the float32 model on the whole split.
         milliseconds: measures a model's latency, in the price's milliseconds, and its noise as a share.
-        replay: runs one-layer maps on the first chunk.
+        replay: runs one-layer maps on the first `few` items.
         priced: predicts the latency of a map instead, where this is not the hardware that is searched for.
     """
 
@@ -70,6 +71,7 @@ class Judge:
     milliseconds: Callable[[nn.Module], tuple[float, float]]
     notify: Callable[[str], None]
     replay: Replay
+    few: int
     priced: Callable[[str, Mapping[str, str]], float] | None = None
 
     def __call__(self, base_dtype: str, layers: dict[str, str]) -> Outcome:
@@ -94,7 +96,7 @@ class Judge:
         )
 
     def measure(self, base_dtype: str, layers: dict[str, str]) -> tuple[float, int]:
-        """(divergence of a map on the first chunk, items read).
+        """(divergence of a map on the first `few` items, items read).
 
         Raises:
             NumericsError: it is NaN or infinite.
@@ -102,11 +104,10 @@ class Judge:
         self.against.forget()
         for rows, output, batch in self.replay.outputs(base_dtype, layers):
             self.against.compare(rows, output, batch)
-        count = len(self.track.items[0])
-        found, _ = self._divergence(count)
+        found, _ = self._divergence(self.few)
         if not math.isfinite(found):
             raise NumericsError(f"The divergence of a one-layer map of {base_dtype} is not finite.")
-        return found, count
+        return found, self.few
 
     def _race(self, model: nn.Module) -> Figures:
         kept: list[torch.Tensor | None] = list(self.base.reduced)
@@ -154,9 +155,19 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
     track = Track.of(task, size, order.chunks() if s.race else [order.items.tolist()])
     course = Course(task, session.budget, base.values, order)
     names = [layer.name for layer in session.inventory.layers]
-    replay = Replay(task, track.plans[0], names, session.assembler.assemble)
+    few = _few(task, track.items[0])
+    plan = batches(task, "search", size, task.rows_of("search", track.items[0][:few]))
+    replay = Replay(task, plan, names, session.assembler.assemble)
     measure = _clock(session, price.model_ms["float32"])
-    return Judge(course, track, base, against, session.assembler.assemble, measure, session.progress.note, replay)
+    return Judge(course, track, base, against, session.assembler.assemble, measure, session.progress.note, replay, few)
+
+
+def _few(task: Task, items: Sequence[int]) -> int:
+    """How many of the first chunk's items a one-layer map is read on: where every token is an output, as many as a profile
+    scores."""
+    lengths = task.lengths("search")
+    tokens = np.cumsum([sum(lengths[row] for row in task.rows_of("search", [item])) for item in items])
+    return min(len(items), 1 + int(np.searchsorted(tokens, POSITIONS))) if task.positions else len(items)
 
 
 def _clock(session: Session, float_ms: float) -> Callable[[nn.Module], tuple[float, float]]:

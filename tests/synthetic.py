@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -41,6 +41,11 @@ def make(
     )  # fmt: skip
 
 
+def scaled(problem: Problem, theta: np.ndarray) -> Problem:
+    """Every group's scores times exp(θ)."""
+    return replace(problem, scores=tuple(s * np.exp(t) for s, t in zip(problem.scores, theta, strict=True)))
+
+
 @dataclass
 class Judge:
     """`evaluate` of a synthetic problem: feasible where the true divergence is at most `limit`.
@@ -63,7 +68,11 @@ class Judge:
         )
 
     def divergence(self, base: str, choice: Choice) -> float:
-        return self.problem.score(choice, self.theta) + self.offsets.get(base, 0.0)
+        return self.truth.score(choice) + self.offsets.get(base, 0.0)
+
+    @property
+    def truth(self) -> Problem:
+        return self.problem if self.theta is None else scaled(self.problem, self.theta)
 
     def ms(self, base: str, choice: Choice) -> float:
         return self.problem.total_ms(base, choice) * (self.slowdown.get(base, 1.0) if any(choice) else 1.0)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from autoquant.search.ladder import SAFER
 from autoquant.search.ledger import Seen
 from autoquant.search.problem import Choice, Problem
-from autoquant.search.strategies.surrogate import correction, most_saving
+from autoquant.search.strategies.surrogate import correct, most_saving
 
 FALLBACK = "fallback"
 """Origin of its trial."""
@@ -34,7 +34,7 @@ def fall_back(
     if best is None:
         return None
     known = max((s.saving for s in within if s.divergence < SAFER * best.divergence), default=0.0)
-    theta, offsets = correction(problem, seen)
-    allowance = SHARE * min(best.divergence, problem.score(best.choice, theta) + offsets[best.base])
-    found = most_saving(problem, seen, tried, theta, offsets, allowance)
+    problem, offsets = correct(problem, seen)
+    allowance = SHARE * min(best.divergence, problem.score(best.choice) + offsets[best.base])
+    found = most_saving(problem, seen, tried, offsets, allowance)
     return found[1:] if found is not None and found[0] > WORTH * known else None

@@ -162,7 +162,8 @@ def as_refined(problem: Problem, study: optuna.Study) -> Problem:
         np.array([measured.get(group.name, {}).get(name, score) for name, score in zip(options, s, strict=True)])
         for group, options, s in zip(problem.groups, problem.options, problem.scores, strict=True)
     )
-    return replace(problem, scores=scores)
+    exact = {(place, name) for place, group in enumerate(problem.groups) for name in measured.get(group.name, {})}
+    return replace(problem, scores=scores, exact=frozenset(exact))
 
 
 def promise(problem: Problem, base: str, choice: Choice) -> float:

@@ -34,6 +34,7 @@ class Problem:
         base_ms, base_bytes: base dtype → everything that is not in a group.
         reference_ms, reference_bytes: of the float32 model.
         objective: balanced, latency or memory.
+        exact: (group, option name) of the scores that were measured, and not predicted.
         max_ms, max_bytes: hard caps; with one, the smallest drop under the caps is looked for instead of the largest saving
             within the budget.
     """
@@ -48,6 +49,7 @@ class Problem:
     reference_ms: float
     reference_bytes: float
     objective: str = "balanced"
+    exact: frozenset[tuple[int, str]] = frozenset()
     max_ms: float = math.inf
     max_bytes: float = math.inf
 
@@ -81,9 +83,8 @@ class Problem:
         """What the search maximises."""
         return -drop if self.capped else saving
 
-    def score(self, choice: Choice, theta: np.ndarray | None = None) -> float:
-        factor = np.ones(len(self.groups)) if theta is None else np.exp(theta)
-        return float(sum(s[i] * f for s, i, f in zip(self.scores, choice, factor, strict=True)))
+    def score(self, choice: Choice) -> float:
+        return float(sum(s[i] for s, i in zip(self.scores, choice, strict=True)))
 
     def layers(self, base: str, choice: Choice) -> dict[str, str]:
         """Layer → scheme name under this choice."""

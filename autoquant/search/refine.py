@@ -17,7 +17,7 @@ import optuna
 
 from autoquant.search.ledger import REFINED, Seen, as_refined, refined, seen_trials
 from autoquant.search.problem import FLOAT, Problem
-from autoquant.search.strategies.surrogate import allowances, correction
+from autoquant.search.strategies.surrogate import allowances, correct
 from autoquant.search.surrogate import solve
 
 TRUSTED = (0.8, 1.25)
@@ -70,17 +70,17 @@ def noticed(trial: optuna.trial.FrozenTrial) -> str | None:
 
 def predict(problem: Problem, before: list[Seen], last: Seen) -> float:
     """The divergence that was to be expected of a map before it was seen."""
-    theta, offsets = correction(problem, before)
-    return problem.score(last.choice, theta) + offsets[last.base]
+    problem, offsets = correct(problem, before)
+    return problem.score(last.choice) + offsets[last.base]
 
 
 def _ambiguous(problem: Problem, seen: list[Seen], last: Seen) -> list[Pair]:
     """Pairs near the proposed front, the largest contribution to the divergence first."""
-    theta, offsets = correction(problem, seen)
+    problem, offsets = correct(problem, seen)
     own = offsets[last.base]
-    allowance = next(allowances(problem, seen, theta, offsets))
+    allowance = next(allowances(problem, seen, offsets))
     allowance = last.divergence if math.isinf(allowance) else allowance
-    near = [solve(problem, last.base, max(factor * allowance - own, 0.0), theta=theta) for factor in (*TRUSTED, 1.0)]
+    near = [solve(problem, last.base, max(factor * allowance - own, 0.0)) for factor in (*TRUSTED, 1.0)]
     fronts = [choice for choice in near if choice is not None]
     differing = {(g, c[g]) for c in fronts for g in range(len(problem.groups)) if len({f[g] for f in fronts}) > 1}
     share = {(g, i): float(problem.scores[g][i]) for g, i in {*differing, *enumerate(last.choice)}}

@@ -1,8 +1,6 @@
 """The surrogate: costs and scores add up, so the best map under a divergence allowance is a multiple-choice knapsack.
 
-It is solved with `scipy.optimize.milp`, to `GAP` of the optimum, and corrected by what was observed: each group's score is
-s · exp(θ) with θ ~ N(0, 0.6²), fitted to the observed divergences by maximum a posteriori (Gauss–Newton on log observed - log
-predicted).
+It is solved with `scipy.optimize.milp`, to `GAP` of the optimum; what trials have shown of the scores is in `correction`.
 """
 
 from __future__ import annotations
@@ -17,9 +15,6 @@ from scipy.sparse import csr_matrix, lil_matrix
 from autoquant.search.hushed import hushed
 from autoquant.search.problem import Choice, Problem
 
-PRIOR_DEVIATION = 0.6
-NOISE_DEVIATION = 0.05
-"""Of log(observed / predicted) from one trial to the next."""
 TIE = 0.01
 """Times of one layer that differ by less than this share of the float time are told apart by their scores alone: a
 difference that small is timing noise."""
@@ -28,7 +23,7 @@ WORTH_OF_SCORE = 1e-3
 GAP = 1e-4
 """Share of its cost by which a map may miss the optimum: far less than what a price is known to."""
 
-Table = list[np.ndarray]
+Table = Sequence[np.ndarray]
 """A figure of each group's options."""
 
 
@@ -41,8 +36,8 @@ class Region:
 
 
 def solve(
-    problem: Problem, base: str, allowance: float, *, theta: np.ndarray | None = None, tried: Sequence[Choice] = (),
-    region: Region | None = None, time_limit: float = 5.0,
+    problem: Problem, base: str, allowance: float, *, tried: Sequence[Choice] = (), region: Region | None = None,
+    time_limit: float = 5.0,
 ) -> Choice | None:  # fmt: skip
     """The cheapest choice whose predicted divergence is at most `allowance`; None if there is none that was not tried.
 
@@ -54,11 +49,10 @@ def solve(
         tried: choices to leave out.
         region: the trust region, if there is one.
     """
-    scores = _corrected(problem, theta)
     choice: Choice = tuple(0 for _ in problem.groups)
     for _ in range(4):
-        costs = _linear_costs(problem, base, choice, scores)
-        found = _knapsack(costs, [(scores, allowance)], tried, region, time_limit)
+        costs = _linear_costs(problem, base, choice)
+        found = _knapsack(costs, [(problem.scores, allowance)], tried, region, time_limit)
         if found is None or found == choice:
             return found
         choice = found
@@ -66,8 +60,7 @@ def solve(
 
 
 def solve_capped(
-    problem: Problem, base: str, *, theta: np.ndarray | None = None, slow: float = 1.0, tried: Sequence[Choice] = (),
-    time_limit: float = 5.0,
+    problem: Problem, base: str, *, slow: float = 1.0, tried: Sequence[Choice] = (), time_limit: float = 5.0
 ) -> Choice | None:  # fmt: skip
     """The choice of the smallest predicted divergence under the problem's caps; None if no untried one is under them.
 
@@ -78,21 +71,16 @@ def solve_capped(
         (list(problem.ms[base]), problem.max_ms / slow - problem.base_ms[base]),
         (list(problem.bytes[base]), problem.max_bytes - problem.base_bytes[base]),
     ]
-    return _knapsack(_corrected(problem, theta), limits, tried, None, time_limit)
+    return _knapsack(problem.scores, limits, tried, None, time_limit)
 
 
-def _corrected(problem: Problem, theta: np.ndarray | None) -> Table:
-    factor = np.ones(len(problem.groups)) if theta is None else np.exp(theta)
-    return [s * f for s, f in zip(problem.scores, factor, strict=True)]
-
-
-def _linear_costs(problem: Problem, base: str, at: Choice, scores: Table) -> Table:
+def _linear_costs(problem: Problem, base: str, at: Choice) -> Table:
     """First-order cost of each option in units of log saving, ties within the timing noise broken by the scores."""
     time_weight, size_weight = {"latency": (1.0, 0.0), "memory": (0.0, 1.0), "balanced": (0.5, 0.5)}[problem.objective]
     ms, size = problem.total_ms(base, at), problem.total_bytes(base, at)
-    spread = sum(float(s.max()) for s in scores) or 1.0
+    spread = sum(float(s.max()) for s in problem.scores) or 1.0
     costs = []
-    for t, b, s in zip(problem.ms[base], problem.bytes[base], scores, strict=True):
+    for t, b, s in zip(problem.ms[base], problem.bytes[base], problem.scores, strict=True):
         grain = max(TIE * float(t[0]), 1e-12)
         cost = time_weight * np.round(t / grain) * grain / ms + size_weight * b / size
         costs.append(cost + WORTH_OF_SCORE * s / spread)
@@ -141,36 +129,3 @@ def _knapsack(
     if result.x is None:
         return None
     return tuple(int(np.argmax(result.x[starts[g] : starts[g + 1]])) for g in range(len(sizes)))
-
-
-def fit_theta(
-    problem: Problem, choices: Sequence[Choice], observed: Sequence[float], offsets: Sequence[float]
-) -> np.ndarray:
-    """Maximum a posteriori log-corrections of the groups' scores.
-
-    Args:
-        observed: divergence of each choice's model. offsets: what its base dtype adds by itself.
-
-    Returns:
-        (groups,) θ; zero where nothing was learned.
-    """
-    theta = np.zeros(len(problem.groups))
-    rows = np.zeros((len(choices), len(problem.groups)))
-    for row, choice in zip(rows, choices, strict=True):
-        row[:] = [float(s[i]) for s, i in zip(problem.scores, choice, strict=True)]
-    target = np.maximum(np.asarray(observed, float) - np.asarray(offsets, float), 1e-12)
-    keep = rows.sum(1) > 0
-    rows, target = rows[keep], target[keep]
-    if not len(rows):
-        return theta
-    for _ in range(10):
-        weighted = rows * np.exp(theta)
-        predicted = weighted.sum(1)
-        jacobian = weighted / predicted[:, None]
-        residual = np.log(target) - np.log(predicted)
-        hessian = jacobian.T @ jacobian / NOISE_DEVIATION**2 + np.eye(len(theta)) / PRIOR_DEVIATION**2
-        step = np.linalg.solve(hessian, jacobian.T @ residual / NOISE_DEVIATION**2 - theta / PRIOR_DEVIATION**2)
-        theta = theta + np.clip(step, -0.5, 0.5)
-        if np.abs(step).max() < 1e-4:
-            break
-    return theta

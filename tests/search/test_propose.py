@@ -46,7 +46,7 @@ def test_parameters_name_a_map_and_back() -> None:
 
 
 def allowed_next(problem: Problem, *trials: Seen) -> list[float]:
-    return list(allowances(problem, trials, np.zeros(len(problem.groups)), dict.fromkeys(problem.base_dtypes, 0.0)))
+    return list(allowances(problem, trials, dict.fromkeys(problem.base_dtypes, 0.0)))
 
 
 def test_everything_is_allowed_until_something_fails() -> None:
@@ -145,7 +145,13 @@ def test_the_planted_optimum_is_found_when_the_aggressive_side_fails(seed: int, 
 def test_the_optimum_is_found_when_profile_and_prices_are_wrong(seed: int, tmp_path: Path) -> None:
     problem = synthetic.make(4, seed=seed)
     theta = np.random.default_rng(seed).normal(0, 0.6, 4)
-    judged = Judge(problem, 0.15 * problem.score((3, 3, 3, 3), theta), theta, {"bfloat16": 1e-4}, {"bfloat16": 1.15})
+    judged = Judge(
+        problem,
+        0.15 * synthetic.scaled(problem, theta).score((3, 3, 3, 3)),
+        theta,
+        {"bfloat16": 1e-4},
+        {"bfloat16": 1.15},
+    )
     found, _ = run_search(problem, judged, open_study(tmp_path / "journal", problem, "surrogate", 0), trials=30)
     assert max(c.saving for c in found if c.feasible) >= 0.97 * judged.best()
 

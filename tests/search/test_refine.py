@@ -23,7 +23,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def searched(theta: np.ndarray, path: Path) -> tuple[Judge, object, list[str], list[tuple[str, dict[str, str]]]]:
     problem = synthetic.make(len(theta), bases=("float32",))
-    judged = Judge(problem, 0.2 * problem.score((3,) * len(theta), theta), theta)
+    judged = Judge(problem, 0.2 * synthetic.scaled(problem, theta).score((3,) * len(theta)), theta)
     said: list[str] = []
     asked: list[tuple[str, dict[str, str]]] = []
 
@@ -42,7 +42,7 @@ def test_a_profile_that_holds_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_profile_that_is_off_is_noticed_measured_and_said(tmp_path: Path) -> None:
-    theta = np.array([1.5, 0.0, -1.0, 0.0, 1.2, 0.0])
+    theta = np.array([2.5, 0.0, -2.0, 0.0, 2.2, 0.0])
     judged, study, said, asked = searched(theta, tmp_path / "journal")
     assert said and "times" not in said[0] and "as predicted" in said[0] and "measured" in said[0]
     assert all(sum(name != "float32" for name in layers.values()) == 1 for _, layers in asked), "one layer at a time"
@@ -56,11 +56,11 @@ def test_a_profile_that_is_off_is_noticed_measured_and_said(tmp_path: Path) -> N
         for name, value in measured.items():
             option = now.options[place].index(name)
             alone = tuple(option if g == place else 0 for g in range(6))
-            assert now.score(alone) == pytest.approx(value) == judged.problem.score(alone, theta)
+            assert now.score(alone) == pytest.approx(value) == judged.truth.score(alone)
 
 
 def test_what_was_measured_is_there_after_a_restart(tmp_path: Path) -> None:
-    theta = np.array([1.5, 0.0, -1.0, 0.0, 1.2, 0.0])
+    theta = np.array([2.5, 0.0, -2.0, 0.0, 2.2, 0.0])
     judged, study, *_ = searched(theta, tmp_path / "journal")
     again = open_study(tmp_path / "journal", judged.problem, "surrogate", 0)
     assert refined(again) == refined(study) != {}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import optuna
 
 from autoquant.search.calibration import crossing
+from autoquant.search.correction import corrected
 from autoquant.search.ledger import (
     Exhausted,
     Seen,
@@ -23,7 +23,7 @@ from autoquant.search.ledger import (
 )
 from autoquant.search.problem import Choice, Problem
 from autoquant.search.strategies.base import MapSampler, Strategy
-from autoquant.search.surrogate import Region, fit_theta, solve, solve_capped
+from autoquant.search.surrogate import Region, solve, solve_capped
 
 CLOSE = 1.05
 """Allowances this close to each other are not told apart any more: the search has converged."""
@@ -43,11 +43,11 @@ class SurrogateSampler(MapSampler):
         return propose(problem, seen_trials(problem, study), tried_choices(problem, study))
 
 
-def correction(problem: Problem, seen: Sequence[Seen]) -> tuple[np.ndarray, dict[str, float]]:
-    """(θ of each group, what each base dtype adds by itself): together they predict a map's divergence."""
+def correct(problem: Problem, seen: Sequence[Seen]) -> tuple[Problem, dict[str, float]]:
+    """(the problem with corrected scores, what each base dtype adds by itself): together they predict a map's divergence."""
     offsets = {base: base_divergence(seen, base) for base in problem.base_dtypes}
     observed, own = [s.divergence for s in seen], [offsets[s.base] for s in seen]
-    return fit_theta(problem, [s.choice for s in seen], observed, own), offsets
+    return corrected(problem, [s.choice for s in seen], observed, own), offsets
 
 
 def propose(problem: Problem, seen: Sequence[Seen], tried: Mapping[str, list[Choice]]) -> tuple[str, Choice]:
@@ -56,28 +56,28 @@ def propose(problem: Problem, seen: Sequence[Seen], tried: Mapping[str, list[Cho
     Raises:
         Exhausted: nothing promises more than the incumbent.
     """
-    theta, offsets = correction(problem, seen)
+    problem, offsets = correct(problem, seen)
     if problem.capped:
-        return _propose_capped(problem, seen, tried, theta, offsets)
+        return _propose_capped(problem, seen, tried, offsets)
     best, near = best_saving(seen), trust_region(seen)
-    for allowance in allowances(problem, seen, theta, offsets):
+    for allowance in allowances(problem, seen, offsets):
         for region in dict.fromkeys((near, None)):
-            found = most_saving(problem, seen, tried, theta, offsets, allowance, region)
+            found = most_saving(problem, seen, tried, offsets, allowance, region)
             if found is not None and found[0] > WORTH * best:
                 return found[1:]
     raise Exhausted
 
 
 def most_saving(
-    problem: Problem, seen: Sequence[Seen], tried: Mapping[str, Sequence[Choice]], theta: np.ndarray,
-    offsets: Mapping[str, float], allowance: float, region: Region | None = None,
+    problem: Problem, seen: Sequence[Seen], tried: Mapping[str, Sequence[Choice]], offsets: Mapping[str, float],
+    allowance: float, region: Region | None = None,
 ) -> tuple[float, str, Choice] | None:  # fmt: skip
     """(promised saving, base dtype, choice) of the untried map that saves most under an allowance, over all base dtypes."""
     found = []
     for base in problem.base_dtypes:
         if allowance < offsets[base]:
             continue
-        choice = solve(problem, base, allowance - offsets[base], theta=theta, tried=tried[base], region=region)
+        choice = solve(problem, base, allowance - offsets[base], tried=tried[base], region=region)
         if choice is not None:
             found.append((held(problem, seen, base) * promise(problem, base, choice), base, choice))
     return max(found, key=lambda item: item[0], default=None)
@@ -96,18 +96,14 @@ def trust_region(seen: Sequence[Seen]) -> Region | None:
 
 
 def _propose_capped(
-    problem: Problem,
-    seen: Sequence[Seen],
-    tried: Mapping[str, list[Choice]],
-    theta: np.ndarray,
-    offsets: dict[str, float],
+    problem: Problem, seen: Sequence[Seen], tried: Mapping[str, list[Choice]], offsets: dict[str, float]
 ) -> tuple[str, Choice]:
     """The untried map under the caps with the smallest predicted divergence."""
     found = []
     for base in problem.base_dtypes:
-        choice = solve_capped(problem, base, theta=theta, slow=slowdown(problem, seen, base), tried=tried[base])
+        choice = solve_capped(problem, base, slow=slowdown(problem, seen, base), tried=tried[base])
         if choice is not None:
-            found.append((problem.score(choice, theta) + offsets[base], base, choice))
+            found.append((problem.score(choice) + offsets[base], base, choice))
     best = min((s.divergence for s in seen if s.over <= 0), default=math.inf)
     if not found or min(found)[0] > LIKELY * best:
         raise Exhausted
@@ -115,14 +111,14 @@ def _propose_capped(
     return base, choice
 
 
-def allowances(problem: Problem, seen: Sequence[Seen], theta: np.ndarray, offsets: dict[str, float]) -> Iterator[float]:
+def allowances(problem: Problem, seen: Sequence[Seen], offsets: dict[str, float]) -> Iterator[float]:
     """Divergences to allow, one after the other until a map under one of them is worth a trial.
 
     Everything while nothing has failed. Else between the largest that passed and the smallest above it that did not:
     first where the metric's margin is expected to cross 0, then upwards while nothing below is worth it. Once both ends
     have met, as much as has passed: a map that was overlooked may be under it still.
     """
-    predicted = [(problem.score(s.choice, theta) + offsets[s.base], s.margin) for s in seen]
+    predicted = [(problem.score(s.choice) + offsets[s.base], s.margin) for s in seen]
     passed = max((d for d, margin in predicted if margin <= 0), default=0.0)
     failed = min((d for d, margin in predicted if margin > 0 and d > passed), default=math.inf)
     if math.isinf(failed):
