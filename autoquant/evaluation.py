@@ -21,6 +21,8 @@ Observe = Callable[[list[int], Tensor, Batch], None]
 
 LEAST_ROUNDS = 3
 """Rounds of a timing at least: the fewest with a median that one disturbed call does not move."""
+SELDOM = 3
+"""Rounds for each call of what is called seldom."""
 SETTLED_CALLS = 5
 """Calls of each model at least before its spread is believed."""
 SETTLED = 0.01
@@ -182,7 +184,7 @@ def time_models(
 
     Args:
         rest_seconds: pause before each call. Threads of one engine that wait busily would disturb the next one's call.
-        seldom: names that are called in every other round only: slow ones that the others are compared with.
+        seldom: names that are called in every third round only: slow ones that the others are compared with.
         settled: rounds end once the standard error of every median is at most this share of it.
     """
     for call in models.values():
@@ -195,7 +197,7 @@ def time_models(
     start = time.perf_counter()
     for number in range(rounds):
         for name, call in models.items():
-            if number % 2 and name in seldom:
+            if number % SELDOM and name in seldom:
                 continue
             if rest_seconds:
                 time.sleep(rest_seconds)

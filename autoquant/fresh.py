@@ -26,7 +26,7 @@ from autoquant.session import Session
 from autoquant.values import LayerMap
 
 FRESH, WRITTEN = "measurements", "candidates"
-ROUNDS, MAX_SECONDS = 25, 30.0
+ROUNDS, MAX_SECONDS = 25, 20.0
 
 
 def fresh_processes(session: Session) -> AbstractContextManager[None]:

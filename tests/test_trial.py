@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autoquant.certify.judge import judge
 from autoquant.divergence import Divergence
 from autoquant.evaluation import SETTLED_CALLS, time_models
+from autoquant.profile.run import POSITIONS
 from autoquant.racing import expected_margin
 from autoquant.search import Outcome
 from autoquant.search.race import FIRST, Order
@@ -215,11 +216,24 @@ def test_maps_are_timed_beside_few_rows_of_a_slow_float_model(
     assert judged("bfloat16", {}).ms == pytest.approx(float_ms * 20 / 80) and judged("bfloat16", {}).noise == 1 / 20
 
 
-def test_what_a_map_is_compared_with_is_timed_in_every_other_round() -> None:
+@pytest.mark.parametrize(("length", "few"), [(1, ROWS), (POSITIONS // 8, 8), (POSITIONS - 1, 2), (POSITIONS, 1)])
+def test_where_every_token_is_an_output_a_refinement_reads_few_rows(length: int, few: int) -> None:
+    class Tokens(Sign):
+        positions = True
+
+        def lengths(self, split: str) -> Sequence[int]:
+            return [length] * ROWS
+
+    judged = judge_of(2, Budget(0.05), task=Tokens())
+    assert judged.few == few and sum(map(len, judged.replay.plan)) == few
+    assert judge_of(2, Budget(0.05)).few == ROWS
+
+
+def test_what_is_slow_is_timed_in_every_third_round() -> None:
     calls: list[str] = []
     models = {name: lambda name=name: calls.append(name) for name in ("map", "anchor")}
     assert set(time_models(models, rounds=5, warmup=1, seldom={"anchor"})) == {"map", "anchor"}
-    assert calls == ["map", "anchor", *["map", "anchor", "map"] * 2, "map", "anchor"]
+    assert calls == ["map", "anchor", *["map", "anchor", "map", "map"], "map", "anchor", "map"]
 
 
 def test_a_timing_ends_when_every_median_is_known_well_enough(monkeypatch: pytest.MonkeyPatch) -> None:
