@@ -16,7 +16,7 @@ from torch import nn
 
 from autoquant.divergence import Divergence
 from autoquant.errors import NumericsError
-from autoquant.evaluation import Evaluation, evaluate_further, evaluate_split, forward_call, time_models
+from autoquant.evaluation import SETTLED, Evaluation, evaluate_further, evaluate_split, forward_call, time_models
 from autoquant.profile.run import POSITIONS
 from autoquant.racing import Course, Figures, order_of
 from autoquant.replay import Replay
@@ -29,6 +29,9 @@ from autoquant.values import Price
 
 ANCHOR_MS = 10
 """Of the float32 model's calls beside each map: as short as maps are, but no blink."""
+
+ROUNDS = 15
+"""Of a map and the anchor, if fewer do not settle it."""
 
 Plan = list[list[int]]
 """Rows of each batch."""
@@ -192,7 +195,8 @@ def _clock(session: Session, float_ms: float) -> Callable[[nn.Module], tuple[flo
     def milliseconds(model: nn.Module) -> tuple[float, float]:
         call = forward_call(model, task, example)
         call()  # the anchor has been called often enough
-        times = time_models({"map": call, "anchor": anchor}, rounds=5, warmup=0, max_seconds=3.0, rest_seconds=rest)
+        pair = {"map": call, "anchor": anchor}
+        times = time_models(pair, rounds=ROUNDS, warmup=0, max_seconds=3.0, rest_seconds=rest, settled=SETTLED)
         return times["map"][0] / times["anchor"][0] * share * float_ms, times["map"][1] / times["map"][0]
 
     return milliseconds
