@@ -4,7 +4,8 @@ Off: the divergence of a map is not within `TRUSTED` times of what profile and c
 than its standard error, which it has if the race ended before all items were read. Only maps that were proposed are looked at:
 from those that a search begins with the corrections are learned that it proposes by. Only pairs of a group and a scheme that
 matter next are measured: those in which the maps proposed just below, at and just above the allowance differ, and those that
-the map owes most of its divergence to.
+the map owes most of its divergence to. Once such pairs have come to what was predicted of them, no more are measured: then
+layers act together, which the corrections learn from whole maps.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def refine_if_off(problem: Problem, study: optuna.Study, last: Seen, measure: Me
         return {}
     read = 0
     found: dict[str, dict[str, float]] = {}
+    if (confirmed := _confirmed(study)) is not None:
+        return {EVENT: {"ratio": ratio, "pairs": 0, "items": 0, "alone": confirmed}}
     pairs = [(g, i) for g, i in _ambiguous(now, [*before, last], last)
              if now.options[g][i] not in known.get(now.groups[g].name, {})][:PAIRS]  # fmt: skip
     base = now.base_dtypes[0]
@@ -53,7 +56,16 @@ def refine_if_off(problem: Problem, study: optuna.Study, last: Seen, measure: Me
         divergence, items = measure(base, now.layers(base, alone))
         found.setdefault(now.groups[group].name, {})[now.options[group][option]] = max(divergence, 0.0)
         read += items
-    return {REFINED: found, EVENT: {"ratio": ratio, "pairs": len(pairs), "items": read}}
+    expected = sum(float(now.scores[group][option]) for group, option in pairs)
+    measured = sum(sum(own.values()) for own in found.values())
+    event = {"ratio": ratio, "pairs": len(pairs), "items": read, "alone": measured / expected if expected > 0 else None}
+    return {REFINED: found, EVENT: event}
+
+
+def _confirmed(study: optuna.Study) -> float | None:
+    """Measured / predicted of pairs that came to what was predicted; None if none have."""
+    shares = [trial.user_attrs.get(EVENT, {}).get("alone") for trial in study.get_trials(deepcopy=False)]
+    return next((share for share in shares if share is not None and TRUSTED[0] <= share <= TRUSTED[1]), None)
 
 
 def noticed(trial: optuna.trial.FrozenTrial) -> str | None:
@@ -61,8 +73,13 @@ def noticed(trial: optuna.trial.FrozenTrial) -> str | None:
     event = trial.user_attrs.get(EVENT)
     if event is None:
         return None
-    pairs = event["pairs"]
-    done = f"{pairs} one-layer divergences measured" if pairs else "what matters next has been measured before"
+    pairs, alone = event["pairs"], event.get("alone")
+    if pairs:
+        done = f"{pairs} one-layer divergences measured"
+    elif alone is not None:
+        done = "single layers do not, as was measured, but together they do"
+    else:
+        done = "what matters next has been measured before"
     return (
         f"map {trial.number} diverges {event['ratio']:.2f}× as much as predicted: {done}; the prediction is corrected"
     )

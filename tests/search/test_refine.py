@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optuna.trial import TrialState, create_trial
 
 from autoquant.search import items_read, open_study, run_search
-from autoquant.search.ledger import Seen, as_refined, refined
-from autoquant.search.refine import EVENT, PAIRS, refine_if_off
+from autoquant.search.ledger import Seen, as_refined, refined, space_of, to_params
+from autoquant.search.refine import EVENT, PAIRS, noticed, refine_if_off
 from tests import synthetic
 from tests.synthetic import Judge
 
@@ -84,6 +85,41 @@ def test_what_the_items_not_read_explain_is_not_acted_on(tmp_path: Path) -> None
             "ratio"
         ] == pytest.approx(1.4)
     assert asked
+
+
+@pytest.mark.parametrize(("factor", "more"), [(1.0, False), (1.2, False), (3.0, True), (0.5, True)])
+def test_layers_that_alone_are_as_predicted_are_not_measured_again(factor: float, more: bool, tmp_path: Path) -> None:
+    """It is together then that they do more harm."""
+    problem = synthetic.make(30, bases=("float32",))
+    study = open_study(tmp_path / "journal", problem, "surrogate", 0)
+    asked: list[int] = []
+    seen = Seen("float32", (3,) * 30, 2.0, 0.1, 3 * problem.score((3,) * 30), problem.score((3,) * 30))
+
+    def measure(base: str, layers: dict[str, str]) -> tuple[float, int]:
+        asked.append(1)
+        return factor * problem.score(problem.choice_of(base, layers)), 64
+
+    first = refine_if_off(problem, study, seen, measure)
+    assert first[EVENT]["pairs"] == len(asked) > 0 and first[EVENT]["alone"] == pytest.approx(factor)
+    told = {
+        "margin": 0.1,
+        "divergence": seen.divergence,
+        "predicted_divergence": 0.1,
+        "drop": 0.1,
+        "ms": 1.0,
+        "bytes": 9,
+    }
+    trial = create_trial(
+        params=to_params(problem, "float32", seen.choice),
+        distributions=space_of(problem),
+        value=1.0,
+        user_attrs=told | first,
+    )
+    study.add_trial(trial)
+    event = refine_if_off(problem, study, replace(seen, choice=(2,) * 30, divergence=1e3), measure)[EVENT]
+    assert (event["pairs"] > 0) == more and sum(asked) == first[EVENT]["pairs"] + event["pairs"]
+    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={EVENT: event}))
+    assert ("together they do" in str(noticed(study.trials[-1]))) != more
 
 
 def test_after_maps_that_a_search_begins_with_nothing_is_measured(tmp_path: Path) -> None:
