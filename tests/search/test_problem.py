@@ -81,10 +81,6 @@ def test_savings(objective: str, expected: float) -> None:
     assert problem(objective).saving(400.0, problem().reference_bytes) == 1
 
 
-def test_corrections_multiply_scores() -> None:
-    assert problem().score((1, 1), np.log([2.0, 3.0])) == pytest.approx(2 * 2 + 3 * 1)
-
-
 def test_a_uniform_map_runs_its_scheme_wherever_it_may() -> None:
     found = problem()
     assert found.uniform(A) == (2, 2)
