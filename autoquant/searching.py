@@ -126,7 +126,8 @@ def describe(candidate: Candidate, session: Session) -> str:
     if candidate.state != "complete":
         return f"#{candidate.number} {candidate.label}: {candidate.state} ({candidate.reason})"
     mark = "over the cap" if not candidate.within_cap else "fits" if candidate.feasible else "too far"
-    mark += f", {candidate.items} items" if candidate.items < session.task.items("search") else ""
+    if candidate.items < session.task.items("search"):
+        mark += f", {candidate.items} items" if candidate.items else ", not read"
     return (
         f"#{candidate.number:<3} {candidate.saving:5.2f}× {candidate.ms:8.1f} ms {candidate.bytes / 1e6:8.1f} MB  "
         f"drop {candidate.drop:+.4f} ± {candidate.error:.4f}  {mark}  {candidate.label}"
