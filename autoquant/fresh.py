@@ -27,6 +27,7 @@ from autoquant.values import LayerMap
 
 FRESH, WRITTEN = "measurements", "candidates"
 ROUNDS, MAX_SECONDS = 25, 20.0
+"""Of a timing, at most."""
 
 
 def fresh_processes(session: Session) -> AbstractContextManager[None]:

@@ -22,12 +22,12 @@ MODELS = "transformers.modeling_utils"
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
     """While open, nothing looks for garbage: what is imported is none, and that takes a fifth of importing's time."""
-    paused = gc.isenabled()
+    was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if paused:
+        if was_on:
             gc.enable()
 
 

@@ -30,9 +30,6 @@ from autoquant.values import Price
 ANCHOR_MS = 10
 """Of the float32 model's calls beside each map: as short as maps are, but no blink."""
 
-ROUNDS = 15
-"""Of a map and the anchor, if fewer do not settle it."""
-
 Plan = list[list[int]]
 """Rows of each batch."""
 
@@ -159,8 +156,7 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
     course = Course(task, session.budget, base.values, order)
     names = [layer.name for layer in session.inventory.layers]
     few = _few(task, track.items[0])
-    plan = batches(task, "search", size, task.rows_of("search", track.items[0][:few]))
-    replay = Replay(task, plan, names, session.assembler.assemble)
+    replay = Replay(task, Track.of(task, size, [track.items[0][:few]]).plans[0], names, session.assembler.assemble)
     measure = _clock(session, price.model_ms["float32"])
     return Judge(course, track, base, against, session.assembler.assemble, measure, session.progress.note, replay, few)
 
@@ -168,9 +164,11 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
 def _few(task: Task, items: Sequence[int]) -> int:
     """How many of the first chunk's items a one-layer map is read on: where every token is an output, as many as a profile
     scores."""
+    if not task.positions:
+        return len(items)
     lengths = task.lengths("search")
     tokens = np.cumsum([sum(lengths[row] for row in task.rows_of("search", [item])) for item in items])
-    return min(len(items), 1 + int(np.searchsorted(tokens, POSITIONS))) if task.positions else len(items)
+    return min(len(items), 1 + int(np.searchsorted(tokens, POSITIONS)))
 
 
 def _clock(session: Session, float_ms: float) -> Callable[[nn.Module], tuple[float, float]]:
@@ -196,7 +194,7 @@ def _clock(session: Session, float_ms: float) -> Callable[[nn.Module], tuple[flo
         call = forward_call(model, task, example)
         call()  # the anchor has been called often enough
         pair = {"map": call, "anchor": anchor}
-        times = time_models(pair, rounds=ROUNDS, warmup=0, max_seconds=3.0, rest_seconds=rest, settled=SETTLED)
+        times = time_models(pair, warmup=0, max_seconds=3.0, rest_seconds=rest, settled=SETTLED)
         return times["map"][0] / times["anchor"][0] * share * float_ms, times["map"][1] / times["map"][0]
 
     return milliseconds

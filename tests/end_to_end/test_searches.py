@@ -207,7 +207,11 @@ def test_another_point_of_the_front_is_certified_without_a_search(run, capsys):
 def test_under_a_cap_the_smallest_drop_is_looked_for(run, model, data, tmp_path, capsys):
     size = read(run)["bytes"]["float32"]
     cap = 0.6 * size / 1e6
-    assert main(arguments(model, data, tmp_path / "run", "--max-mb", str(cap), "--trials", "10", "--quiet")) in (0, 3, 4)
+    assert main(arguments(model, data, tmp_path / "run", "--max-mb", str(cap), "--trials", "10", "--quiet")) in (
+        0,
+        3,
+        4,
+    )
     report = read(tmp_path / "run")
     assert report["bytes"]["quantized"] <= 0.6 * size
     under = [c for c in report["search"]["candidates"] if c["state"] == "complete" and c["within_cap"]]

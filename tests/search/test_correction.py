@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autoquant.search.correction import corrected
+from autoquant.search.correction import GROUP_DEVIATION, NOISE_DEVIATION, SCHEME_DEVIATION, corrected
 from autoquant.search.problem import Problem
 from tests import synthetic
 
@@ -34,10 +34,15 @@ def test_an_observation_as_predicted_corrects_nothing() -> None:
 
 def test_planted_corrections_are_recovered() -> None:
     problem = synthetic.make(4)
-    truth = synthetic.scaled(problem, np.array([0.8, -0.6, 0.3, -0.2]))
+    planted = np.array([0.8, -0.6, 0.3, -0.2])
+    truth = synthetic.scaled(problem, planted)
     alone = [tuple(3 if i == j else 0 for j in range(4)) for i in range(4)]
     now = corrected(problem, alone, [truth.score(c) + 0.01 for c in alone], [0.01] * 4)
     assert [now.score(c) for c in alone] == pytest.approx([truth.score(c) for c in alone], rel=0.02)
+    # The posterior mean of log factors: of each group by itself, and of the weights and the inputs that all of them share.
+    prior = GROUP_DEVIATION**2 * np.eye(4) + 2 * SCHEME_DEVIATION**2
+    shrunk = prior @ np.linalg.solve(prior + NOISE_DEVIATION**2 * np.eye(4), planted)
+    assert np.allclose(np.log(factors(now, problem)[:, 2]), shrunk, atol=1e-3)
 
 
 def test_one_sum_is_shared_out_and_predicts_itself_afterwards() -> None:

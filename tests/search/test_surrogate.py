@@ -43,6 +43,15 @@ def test_the_solution_is_the_best_of_all(objective: str, share: float) -> None:
         assert value(problem, "bfloat16", found) >= expected * 0.99
 
 
+def test_corrections_change_what_is_allowed() -> None:
+    problem = synthetic.scaled(synthetic.make(4), np.array([3.0, -3.0, 0.0, 0.0]))
+    allowance = 0.2 * problem.score((3, 3, 3, 3))
+    found = solve(problem, "float32", allowance)
+    expected = brute(problem, "float32", allowance)
+    assert found is not None and expected is not None and problem.score(found) <= allowance * (1 + 1e-6)
+    assert value(problem, "float32", found) >= expected * 0.99
+
+
 def test_choices_that_were_tried_are_cut_off_one_after_the_other() -> None:
     problem = synthetic.make(2)
     tried: list[Choice] = []
