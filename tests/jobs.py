@@ -30,6 +30,11 @@ def arguments(model: Path, data: Path, out: Path, *more: str) -> list[str]:
             "--budget", "0.2", "--trials", "8", "--threads", "1", *more]  # fmt: skip
 
 
+def read(run: Path) -> dict[str, Any]:
+    """The report of a run."""
+    return json.loads((run / "report.json").read_text())
+
+
 def evaluation(folder: Path) -> dict[str, Any]:
     """The job of measuring a tiny float classifier on 60 texts (see `certify.worker`)."""
     model, data = tiny.bert_classifier(folder / "model"), folder / "data.jsonl"

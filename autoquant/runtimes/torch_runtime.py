@@ -61,7 +61,7 @@ class TorchRuntime(Runtime):
         return device == "cpu" and avx512.available()
 
     def has_kernels(self, dtype: str, device: str) -> bool:
-        return dtype != "float16" or device != "cpu" or not avx512.available()
+        return device != "cpu" or not avx512.available() or avx512.takes(getattr(torch, dtype))
 
     def serve(self, model: nn.Module) -> nn.Module:
         from autoquant.runtimes import graph  # which captures the modules below
@@ -127,7 +127,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("input_scale", None if input_scale is None else input_scale.float().reshape(1))
         self.register_buffer("outliers", outliers if input is not None and input.outliers else None)
         self._packed: avx512.PackedLinear | None = None
-        if pack and dtype is not torch.float16 and self._can_pack():
+        if pack and avx512.takes(dtype) and self._can_pack():
             self._pack(weight.values)
         else:
             self.weight = _aligned((weight.values if input is None else weight.values.t()).contiguous())
@@ -267,12 +267,7 @@ class Int8Embedding(nn.Module):
         self.register_buffer("zero_point", None if weight.zero_point is None else weight.zero_point.float())
 
     def forward(self, ids: Tensor) -> Tensor:
-        if (
-            ids.device.type == "cpu"
-            and ids.dtype is torch.int64
-            and self.dtype is not torch.float16
-            and avx512.available()
-        ):
+        if ids.device.type == "cpu" and ids.dtype is torch.int64 and avx512.takes(self.dtype) and avx512.available():
             return avx512.embed(ids, self.weight, self.weight_scale, self.zero_point, self.dtype)
         zero = None if self.zero_point is None else F.embedding(ids, self.zero_point)
         q = QuantizedTensor(F.embedding(ids, self.weight), F.embedding(ids, self.weight_scale), zero)

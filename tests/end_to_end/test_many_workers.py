@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import yaml
 
 from autoquant.cli import main
 from autoquant.search import join_study
-from tests.jobs import arguments
+from tests.jobs import arguments, read
 from tests.search.postgres import missing, server
 
 pytestmark = pytest.mark.slow
@@ -55,7 +54,7 @@ def test_two_workers_one_of_which_is_killed_and_one_that_joins(workplace: Path, 
     assert process.returncode == 0, said
     assert "was killed by signal 9" in said
     assert helper.wait(60) == 0
-    report = json.loads((out / "report.json").read_text())
+    report = read(out)
     assert report["verdict"] == "PASS"
     numbers = [c["number"] for c in report["search"]["candidates"] if c["state"] != "skipped"]
     assert len(numbers) == len(set(numbers))
@@ -80,7 +79,7 @@ def test_a_study_in_postgresql_whose_password_is_nowhere(
         assert settings["storage"] == url.replace("secret", "***") and settings["study"].startswith("database-")
         assert not (out / "study.journal").exists()
         assert main(["search", "--resume", str(out), "--trials", "5", "--storage", url]) == 0
-        assert len(json.loads((out / "report.json").read_text())["search"]["candidates"]) >= 5
+        assert len(read(out)["search"]["candidates"]) >= 5
         assert main(["worker", str(out), "--quiet"]) == 0
         said = "".join(capfd.readouterr())
         assert "the search has ended: all 5 trials done" in said

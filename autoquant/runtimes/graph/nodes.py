@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Graph, GraphModule
 
+from autoquant.runtimes.native import avx512
+
 Node = Any
 """An `fx.Node`, whose arguments have types that no checker can follow."""
 
@@ -75,8 +77,9 @@ def dtype_of(node: Any) -> torch.dtype | None:
 
 
 def is_float(node: Node) -> bool:
-    """Whether the kernels take it; a float16 is none of theirs."""
-    return dtype_of(node) in (torch.float32, torch.bfloat16)
+    """Whether the kernels take it."""
+    dtype = dtype_of(node)
+    return dtype is not None and avx512.takes(dtype)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_unflatten
 
@@ -94,7 +93,7 @@ def _is_kernel(target: Any) -> bool:
     """Whether all that a call does is on the tape."""
     kernels = (avx512.PackedLinear, avx512.PackedPair, avx512.Norm, avx512.PackedAttention)
     owner = getattr(target, "__self__", None)
-    whole = isinstance(owner, Int8Embedding) and owner.dtype is not torch.float16
+    whole = isinstance(owner, Int8Embedding) and avx512.takes(owner.dtype)
     return target in (avx512.attention, avx512.rotary) or isinstance(owner, kernels) or whole
 
 

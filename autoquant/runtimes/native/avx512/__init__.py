@@ -6,7 +6,7 @@ that one machine can stand in for several.
 
 from autoquant.runtimes.native.avx512.attention import PackedAttention, attention, rotary
 from autoquant.runtimes.native.avx512.decoding import CachedAttention
-from autoquant.runtimes.native.avx512.library import available, runs, use_amx, uses_amx
+from autoquant.runtimes.native.avx512.library import available, runs, takes, use_amx, uses_amx
 from autoquant.runtimes.native.avx512.linear import PANEL, PackedLinear, PackedPair, can_join, join
 from autoquant.runtimes.native.avx512.rows import OUT_OF_RANGE, Norm, embed
 from autoquant.runtimes.native.avx512.tape import Tape, recording
@@ -28,6 +28,7 @@ __all__ = [
     "recording",
     "rotary",
     "runs",
+    "takes",
     "use_amx",
     "uses_amx",
 ]

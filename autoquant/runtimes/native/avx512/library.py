@@ -84,9 +84,14 @@ def uses_amx() -> bool:
     return available() and bool(kernels().uses_amx())
 
 
+def takes(dtype: torch.dtype) -> bool:
+    """Whether the kernels read and write elements of it: of float32 and bfloat16; a float16 is none of theirs."""
+    return dtype in _BF16
+
+
 def runs(x: Tensor) -> bool:
     """Whether the kernels take this tensor."""
-    return x.dtype in _BF16 and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
+    return takes(x.dtype) and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def is_bf16(dtype: torch.dtype) -> bool:
