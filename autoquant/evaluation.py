@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autoquant import artifacts
+from autoquant import artifacts, memory
 from autoquant.errors import NumericsError
 from autoquant.tasks.base import Batch, Task, batches, to_device
 
@@ -23,6 +23,8 @@ LEAST_ROUNDS = 3
 """Rounds of a timing at least: the fewest with a median that one disturbed call does not move."""
 SELDOM = 3
 """Rounds for each call of what is called seldom."""
+TOKENS = 2048
+"""Of a batch on the CPU, padding counted, but for one longer row: more at once are not read sooner, and take more memory."""
 SETTLED_CALLS = 5
 """Calls of each model at least before its spread is believed."""
 SETTLED = 0.01
@@ -91,7 +93,8 @@ def evaluate_split(
     start = time.perf_counter()
     kept: list[Tensor | None] = [None] * task.rows(split)
     plan = batches(task, split, batch_size) if plan is None else plan
-    size = run_rows(model, task, split, plan, kept, observe=observe, progress=progress, notify=notify)
+    with memory.recycled():
+        size = run_rows(model, task, split, plan, kept, observe=observe, progress=progress, notify=notify)
     stacked = _stack(kept)
     values = task.score(split, stacked, stacked if is_reference else reference)
     return Evaluation(values, task.aggregate(split, values), stacked, size or batch_size, time.perf_counter() - start)
@@ -138,7 +141,7 @@ def run_rows(
         NumericsError: the model gives NaN or infinity.
     """
     device, size, done = device_of(model), None, 0
-    left = [list(rows) for rows in plan]
+    left = _cut(plan, task.lengths(split)) if device.type == "cpu" else [list(rows) for rows in plan]
     total = sum(map(len, left))
     with torch.inference_mode():
         while left:
@@ -241,6 +244,20 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def _cut(plan: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[list[int]]:
+    """The batches in their order, those of more than `TOKENS` tokens in parts."""
+    found: list[list[int]] = []
+    for rows in plan:
+        longest = 0
+        for number, row in enumerate(rows):
+            longest = max(longest, lengths[row])
+            if number == 0 or (len(found[-1]) + 1) * longest > TOKENS:
+                found.append([])
+                longest = lengths[row]
+            found[-1].append(row)
+    return found
 
 
 def _stack(rows: list[Tensor | None]) -> Tensor:

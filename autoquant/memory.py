@@ -14,6 +14,7 @@ import mmap
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,33 @@ def prefer_huge_pages(address: int, size: int) -> None:
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if end - start >= 3 * HUGE and advice is not None:
         _library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
+
+
+@contextlib.contextmanager
+def recycled() -> Iterator[None]:
+    """While open, malloc hands out again what was freed instead of giving it back to the system; then it gives all back.
+
+    Of a large tensor each page is otherwise a new one, which costs a fault and is filled with zeros first: with the logits of a
+    language model that is a good part of a pass. Not around what is timed, or whose memory is told: users' processes do not
+    do this. Nothing happens where there is no glibc.
+    """
+    mallopt = getattr(_library(), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(_MMAP_MAX, 0)
+    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        # Where malloc's own adjustment ends in a process that has freed large tensors; it is off once anything is set.
+        for option, value in ((_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 32 * 2**20), (_TRIM_THRESHOLD, 64 * 2**20)):
+            mallopt(option, value)
+        trim()
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+"""Of mallopt(3), malloc.h."""
 
 
 def trim() -> None:

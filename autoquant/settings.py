@@ -24,7 +24,7 @@ class Settings:
         model: folder, hub id or `default`; a class name for a module that was handed over in Python.
         budget, relative, confidence: see `Budget`.
         batch_size, seq_len: the shape that latency and peak memory are measured at; None takes what is typical of the task.
-        eval_batch_size: rows a batch when accuracy is measured.
+        eval_batch_size: rows a batch when accuracy is measured; on a CPU fewer of long ones (`evaluation.TOKENS`).
         runtime: one of `RUNTIMES`, or `auto`: the fastest of those that are installed, measured before anything else.
         strategy, cold: how maps are proposed, and whether without the maps that a search begins with.
         race: stop judging a map as soon as it is known whether it is within the budget.

@@ -17,6 +17,7 @@ from torch import nn
 from autoquant.divergence import Divergence
 from autoquant.errors import NumericsError
 from autoquant.evaluation import SETTLED, Evaluation, evaluate_further, evaluate_split, forward_call, time_models
+from autoquant.memory import recycled
 from autoquant.profile.run import POSITIONS
 from autoquant.racing import Course, Figures, order_of
 from autoquant.replay import Replay
@@ -81,7 +82,8 @@ class Judge:
         if {base_dtype, *layers.values()} == {"float32"}:  # the model itself, which all are compared with
             found, divergence, error = self.course.unchanged(), 0.0, 0.0
         else:
-            found = self._race(model)
+            with recycled():
+                found = self._race(model)
             divergence, error = self._divergence(found.items)
         ms, noise = (self.priced(base_dtype, layers), MOST_NOISE) if self.priced else self.milliseconds(model)
         return Outcome(
@@ -102,8 +104,9 @@ class Judge:
             NumericsError: it is NaN or infinite.
         """
         self.against.forget()
-        for rows, output, batch in self.replay.outputs(base_dtype, layers):
-            self.against.compare(rows, output, batch)
+        with recycled():
+            for rows, output, batch in self.replay.outputs(base_dtype, layers):
+                self.against.compare(rows, output, batch)
         found, _ = self._divergence(self.few)
         if not math.isfinite(found):
             raise NumericsError(f"The divergence of a one-layer map of {base_dtype} is not finite.")

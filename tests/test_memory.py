@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import resource
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from autoquant.memory import MappedFiles, peak, prefer_huge_pages, reset_peak, trim
+from autoquant.memory import MappedFiles, peak, prefer_huge_pages, recycled, reset_peak, trim
 from autoquant.runtimes.native import avx512
 from autoquant.runtimes.torch_runtime import Int8Linear
 from autoquant.schemes import SCHEMES, quantize
@@ -124,3 +125,29 @@ def test_a_peak_begins_without_what_was_freed() -> None:
     again = [bytearray(b"x" * 60_000) for _ in range(size // 60_000)]
     assert peak() - before > size * 0.9
     del again, last
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="no glibc")
+def test_large_memory_is_used_again_while_it_is_recycled_and_given_back_then() -> None:
+    size = 96 * 2**20  # more than malloc ever keeps by itself
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    def passes() -> tuple[int, int]:
+        """(pages that the second of two passes had to be given, bytes that are still there after it)."""
+        faults = 0
+        for _ in range(2):
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            memory = ctypes.create_string_buffer(size)  # by calloc
+            memory[::4096] = b"x" * (size // 4096)
+            del memory
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults, resident_bytes() - begin
+
+    begin = resident_bytes()
+    assert passes()[1] < size // 4
+    with recycled():
+        faults, kept = passes()
+    assert faults < size // mmap.PAGESIZE // 50 and kept > size // 2
+    assert resident_bytes() - begin < size // 4
+    assert passes()[1] < size // 4

@@ -43,7 +43,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "batch_size": (int | None, None,
                    "Batch size that latency and memory are measured at. Default: 8, of a language model 1."),
     "seq_len": (int | None, None, "Sequence length that latency and memory are measured at. Default: typical of the data."),
-    "eval_batch_size": (int, 32, "Rows a batch when accuracy is measured."),
+    "eval_batch_size": (int, 32, "Rows a batch when accuracy is measured; on a CPU fewer of long ones."),
     "threads": (int | None, None, "CPU threads. Default: torch's."),
     "fuse": (bool | None, None,
              "One scheme for each q/k/v and gate/up, for engines that fuse them (vLLM). Default: as --runtime needs it."),

@@ -46,6 +46,7 @@ SST2 = Model(
 )
 JOBS = {
     "minilm-sst2": Job(SST2, 32),
+    "minilm-stsb": Job(replace(MODELS["minilm"], items=1370), 32),
     "dinov2-cifar10": Job(replace(MODELS["dinov2-cifar10"], items=1200)),
     "smollm2": Job(replace(MODELS["smollm2"], items=64), 128),
 }
