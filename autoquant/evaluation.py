@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from autoquant import artifacts, memory
 from autoquant.errors import NumericsError
-from autoquant.tasks.base import Batch, Task, batches, to_device
+from autoquant.tasks.base import Batch, Task, batches, cut, to_device
 
 Notify = Callable[[str], None]
 Observe = Callable[[list[int], Tensor, Batch], None]
@@ -141,7 +142,8 @@ def run_rows(
         NumericsError: the model gives NaN or infinity.
     """
     device, size, done = device_of(model), None, 0
-    left = _cut(plan, task.lengths(split)) if device.type == "cpu" else [list(rows) for rows in plan]
+    lengths, room = task.lengths(split), TOKENS if device.type == "cpu" else sys.maxsize
+    left = [part for rows in plan for part in cut(rows, lengths, room)]
     total = sum(map(len, left))
     with torch.inference_mode():
         while left:
@@ -244,20 +246,6 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-def _cut(plan: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[list[int]]:
-    """The batches in their order, those of more than `TOKENS` tokens in parts."""
-    found: list[list[int]] = []
-    for rows in plan:
-        longest = 0
-        for number, row in enumerate(rows):
-            longest = max(longest, lengths[row])
-            if number == 0 or (len(found[-1]) + 1) * longest > TOKENS:
-                found.append([])
-                longest = lengths[row]
-            found[-1].append(row)
-    return found
 
 
 def _stack(rows: list[Tensor | None]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import subprocess
@@ -11,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.jobs import read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -71,7 +72,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
         assert done.returncode in ANSWERS.get(line.split()[1], (0,)), (
             f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         )
-    report = json.loads((tmp_path / "runs" / "default-1" / "report.json").read_text())
+    report = read(tmp_path / "runs" / "default-1")
     assert report["verdict"] == "PASS"
     assert report["metric"]["upper_bound"] <= 0.01
     assert report["bytes"]["quantized"] < 0.6 * report["bytes"]["float32"]

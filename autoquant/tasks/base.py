@@ -174,9 +174,21 @@ def some_batches(
         longest = weight * max(lengths[row] for row in plan[index])
         rows = plan[index][: max(1, share // longest)]
         taken += weight * sum(lengths[row] for row in rows)
-        at_once = max(1, room // longest)
-        picked += [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
+        picked += cut(rows, lengths, room // weight)
     return picked
+
+
+def cut(rows: Sequence[int], lengths: Sequence[int], room: int) -> list[list[int]]:
+    """A batch in parts of at most `room` tokens, padding counted; a longer row is a part by itself."""
+    parts: list[list[int]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, lengths[row])
+        if not parts or (len(parts[-1]) + 1) * longest > room:
+            parts.append([])
+            longest = lengths[row]
+        parts[-1].append(row)
+    return parts
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
