@@ -5,6 +5,7 @@ It is solved with `scipy.optimize.milp`, to `GAP` of the optimum; what trials ha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, lil_matrix
 
 from autoquant.search.hushed import hushed
-from autoquant.search.problem import Choice, Problem
+from autoquant.search.problem import TIME_WEIGHT, Choice, Problem
 
 TIE = 0.01
 """Times of one layer that differ by less than this share of the float time are told apart by their scores alone: a
@@ -74,15 +75,34 @@ def solve_capped(
     return _knapsack(problem.scores, limits, tried, None, time_limit)
 
 
+def solve_safest(
+    problem: Problem, base: str, best: Choice, worth: float, *, tried: Sequence[Choice] = (), time_limit: float = 5.0
+) -> Choice | None:
+    """The choice of the smallest predicted divergence that saves as much as `best` by its price; None if none is untried.
+
+    Log saving is convex in latency and size, so that its tangent at `best` is nowhere above it: what is under the linear limit
+    saves as much as was asked for.
+
+    Args:
+        worth: how many times less than `best` it may save.
+    """
+    time_weight = TIME_WEIGHT[problem.objective]
+    per_ms = time_weight / problem.total_ms(base, best)
+    per_byte = (1 - time_weight) / problem.total_bytes(base, best)
+    costs = [per_ms * t + per_byte * b for t, b in zip(problem.ms[base], problem.bytes[base], strict=True)]
+    others = per_ms * problem.base_ms[base] + per_byte * problem.base_bytes[base]
+    return _knapsack(problem.scores, [(costs, 1 + math.log(worth) - others)], tried, None, time_limit)
+
+
 def _linear_costs(problem: Problem, base: str, at: Choice) -> Table:
     """First-order cost of each option in units of log saving, ties within the timing noise broken by the scores."""
-    time_weight, size_weight = {"latency": (1.0, 0.0), "memory": (0.0, 1.0), "balanced": (0.5, 0.5)}[problem.objective]
+    time_weight = TIME_WEIGHT[problem.objective]
     ms, size = problem.total_ms(base, at), problem.total_bytes(base, at)
     spread = sum(float(s.max()) for s in problem.scores) or 1.0
     costs = []
     for t, b, s in zip(problem.ms[base], problem.bytes[base], problem.scores, strict=True):
         grain = max(TIE * float(t[0]), 1e-12)
-        cost = time_weight * np.round(t / grain) * grain / ms + size_weight * b / size
+        cost = time_weight * np.round(t / grain) * grain / ms + (1 - time_weight) * b / size
         costs.append(cost + WORTH_OF_SCORE * s / spread)
     return costs
 

@@ -28,8 +28,9 @@ def label(strategy: str, cold: bool) -> str:
 def run(
     problem: Problem, evaluate: Evaluate, measure: Measure, strategy: str, cold: bool, seed: int, trials: int
 ) -> list[Candidate]:
-    """The candidates of one search; its study is thrown away."""
+    """The candidates of one search; its study is thrown away. The map to fall back on is of the surrogate's making."""
     with tempfile.TemporaryDirectory() as scratch:
         study = open_study(Path(scratch) / "journal", problem, strategy, seed)
         starts = () if cold else warm_starts(problem, strategy)
-        return run_search(problem, evaluate, study, trials=trials, starts=starts, measure=measure)[0]
+        own = strategy == "surrogate"
+        return run_search(problem, evaluate, study, trials=trials, starts=starts, measure=measure, fallback=own)[0]

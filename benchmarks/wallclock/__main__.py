@@ -30,6 +30,9 @@ class Process:
     def __init__(self, tool: str, python: str, args: Any) -> None:
         self.folder, self.patience = (args.work / args.job / tool).resolve(), args.patience
         shutil.rmtree(self.folder / "run", ignore_errors=True)  # a search goes on where an earlier one ended
+        if args.first:
+            for compiled in ("inductor", "cache/autoquant/graphs"):
+                shutil.rmtree(self.folder / compiled, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         job = {
             "job": args.job, "tool": tool, "model": str(args.models / JOBS[args.job].model.name),
@@ -38,6 +41,7 @@ class Process:
         environment = {
             **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false", "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
         }  # fmt: skip
         self.begin = time.perf_counter()
         self.log = open(self.folder / "log", "w")  # noqa: SIM115 - closed in `stop`
@@ -76,6 +80,9 @@ def main() -> None:
     arguments.add_argument("--tools", nargs="+", default=list(TOOLS), choices=list(TOOLS), help="float32 always runs")
     arguments.add_argument("--python", nargs="*", default=[], metavar="TOOL=PATH", help="a tool's own environment")
     arguments.add_argument("--rounds", type=int, default=11, help="timed rounds of what was shipped")
+    arguments.add_argument(
+        "--first", action="store_true", help="delete what the tools have compiled for this model in earlier runs"
+    )
     arguments.add_argument(
         "--work",
         type=Path,

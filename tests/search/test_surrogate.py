@@ -13,7 +13,7 @@ import pytest
 
 from autoquant.search import surrogate
 from autoquant.search.problem import Choice, Problem
-from autoquant.search.surrogate import solve
+from autoquant.search.surrogate import solve, solve_safest
 from tests import synthetic
 
 
@@ -50,6 +50,21 @@ def test_corrections_change_what_is_allowed() -> None:
     expected = brute(problem, "float32", allowance)
     assert found is not None and expected is not None and problem.score(found) <= allowance * (1 + 1e-6)
     assert value(problem, "float32", found) >= expected * 0.99
+
+
+@pytest.mark.parametrize("objective", ["latency", "memory", "balanced"])
+@pytest.mark.parametrize("worth", [1.0, 1.005])
+def test_the_safest_of_what_saves_as_much_is_found(objective: str, worth: float) -> None:
+    for seed in range(3):
+        problem = synthetic.make(4, seed=seed, objective=objective)
+        best = (3, 2, 3, 3)
+        least = value(problem, "bfloat16", best) / worth
+        found = solve_safest(problem, "bfloat16", best, worth)
+        assert found is not None and value(problem, "bfloat16", found) >= least * (1 - 1e-6)
+        # The tangent at the best one leaves out what saves as much only by being far from it.
+        fits = [c for c in every_choice(problem) if value(problem, "bfloat16", c) >= least * 1.002]
+        assert problem.score(found) <= min(map(problem.score, [best, *fits])) * (1 + 1e-6)
+        assert solve_safest(problem, "bfloat16", best, worth, tried=[found]) != found
 
 
 def test_choices_that_were_tried_are_cut_off_one_after_the_other() -> None:
