@@ -64,7 +64,7 @@ def survey(model: nn.Module) -> Inventory:
         if not own:
             continue
         kind = _KIND_OF.get(type(module))
-        reason = _reason_to_skip(module) if kind else "no quantization for this type; a small share of the weights"
+        reason = why_left_alone(module) if kind else "no quantization for this type; a small share of the weights"
         if kind is None or reason:
             skipped.append(Skipped(name, type(module).__name__, sum(p.numel() for p in own), reason or ""))
             continue
@@ -193,7 +193,8 @@ def keeps_dtype(model: nn.Module, parameter: str, dtype: torch.dtype) -> bool:
     return any(part in parameter.split(".") for part in keep)
 
 
-def _reason_to_skip(module: nn.Module) -> str | None:
+def why_left_alone(module: nn.Module) -> str | None:
+    """Why no scheme changes a layer of such a kind; None: one may."""
     if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
         return "grouped or non-zero-padded convolution"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:

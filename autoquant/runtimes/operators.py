@@ -5,6 +5,8 @@ They have a shape and nothing else. Which module one stands for is looked up by 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,16 @@ from torch import Tensor
 def layer(x: Tensor, name: str, width: int, dtype: torch.dtype) -> Tensor:
     """Stands for the module `name`: (…, in) → (…, width), or indices (…) → (…, width)."""
     raise RuntimeError(f"The node of layer '{name}' was run without being lowered.")
+
+
+def window(
+    kernel_size: Sequence[int], stride: Sequence[int], padding: str | Sequence[int], dilation: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """(stride, reach) of a Conv2d: an axis of the image gives (size - reach) // stride + 1."""
+    extent = [d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True)]
+    named = {"valid": [0, 0], "same": [e - 1 for e in extent]}
+    padded = named[padding] if isinstance(padding, str) else [2 * p for p in padding]
+    return list(stride), [e - p for e, p in zip(extent, padded, strict=True)]
 
 
 @layer.register_fake

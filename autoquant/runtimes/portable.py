@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from autoquant.errors import ModelError, SchemeError
 from autoquant.models.layers import get_module, set_modules, share, survey, weight_matrix
 from autoquant.runtimes.base import Runtime
+from autoquant.runtimes.operators import window
 from autoquant.runtimes.torch_runtime import TorchRuntime
 from autoquant.schemes import SCHEMES, QuantizedTensor, dequantize
 from autoquant.values import Layer, Scheme
@@ -58,13 +59,8 @@ class LayerTensors:
 
     @property
     def window(self) -> tuple[list[int], list[int]]:
-        """(stride, reach) of a Conv2d: an axis of the image gives (size - reach) // stride + 1."""
-        g = self.geometry
-        extent = [d * (k - 1) + 1 for d, k in zip(g["dilation"], g["kernel_size"], strict=True)]
-        padding = {"valid": [0, 0], "same": [e - 1 for e in extent]}.get(g["padding"]) if isinstance(
-            g["padding"], str) else [2 * p for p in g["padding"]]  # fmt: skip
-        assert padding is not None
-        return list(g["stride"]), [e - p for e, p in zip(extent, padding, strict=True)]
+        """Of a Conv2d, see `operators.window`."""
+        return window(**self.geometry)
 
     def output_shape(self, shape: torch.Size) -> tuple[int, ...]:
         """Of this layer for an input of this shape."""

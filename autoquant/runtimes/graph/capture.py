@@ -19,8 +19,9 @@ from torch.export import Dim, ExportedProgram, export
 from torch.utils._pytree import TreeSpec
 from transformers.pytorch_utils import Conv1D
 
+from autoquant.models.layers import why_left_alone
 from autoquant.runtimes.graph import cache
-from autoquant.runtimes.operators import convolution, layer
+from autoquant.runtimes.operators import convolution, layer, window
 from autoquant.runtimes.portable import PortableLayer
 from autoquant.runtimes.torch_runtime import FloatLayer, Int8Conv2d, Int8Embedding, Int8Linear
 
@@ -35,8 +36,6 @@ class Captured:
     module: fx.GraphModule
     inputs: dict[str, tuple[Size, ...]]
     outputs: TreeSpec
-    inlined: tuple[nn.Module, ...]
-    """Modules that a layer map may exchange and that are part of the graph: it holds only while the model has these."""
 
     def fits(self, inputs: Mapping[str, Any]) -> bool:
         """Whether the graph holds for tensors of these shapes: what it took for constants or for equal must be so."""
@@ -70,7 +69,7 @@ def capture(model: nn.Module, inputs: Mapping[str, Any], decompositions: Any = N
         if decompositions is not None:
             program = program.run_decompositions(decompositions)
         module = program.module(check_guards=False)
-    return Captured(module, found, program.call_spec.out_spec, inlined(model))
+    return Captured(module, found, program.call_spec.out_spec)
 
 
 def record(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[ExportedProgram, dict[str, tuple[Size, ...]]]:
@@ -106,12 +105,6 @@ class _Call(nn.Module):
         out = self.model(**cache.renamed(given, cache.NAME, cache.name_of(self.model.forward)))
         own = cache.returned(type(out))
         return type(out)(**{name: value for name, value in out.items() if name != own})
-
-
-def inlined(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The layers of `model` that no opaque node stands for: convolutions, and GPT-2's Conv1D."""
-    kinds = (Int8Conv2d, FloatLayer, nn.Conv2d, Conv1D)
-    return tuple(m for name, m in model.named_modules() if isinstance(m, kinds) and node_of(name, m) is None)
 
 
 def _assumed(program: ExportedProgram, names: Iterable[str]) -> dict[str, tuple[Size, ...]]:
@@ -185,13 +178,20 @@ def node_of(name: str, module: nn.Module) -> Opaque | None:
         width = t.layer.shape[1 if t.layer.kind == "embedding" else 0]
         return Opaque(name, width, window=t.window) if t.layer.kind == "conv2d" else Opaque(name, width, module.dtype)
     if isinstance(module, Int8Conv2d):
-        kernel = list(module.kernel_size)
-        return (
-            None if module.linear.input is None else Opaque(name, module.linear.out_features, window=(kernel, kernel))
-        )
+        return Opaque(name, module.linear.out_features, window=window(module.kernel_size, **module.geometry))
     if isinstance(module, FloatLayer):
         width = module.weight.shape[1 if module.kind == "embedding" else 0]
-        return None if module.kind == "conv2d" else Opaque(name, width, module.dtype)
+        reach = None
+        if module.kind == "conv2d":
+            reach = window(module.weight.shape[2:], **{n: v for n, v in module.geometry.items() if n != "groups"})
+        return Opaque(name, width, module.dtype, reach)
+    if isinstance(module, nn.Conv2d) and why_left_alone(module) is None:
+        return Opaque(
+            name, module.out_channels,
+            window=window(module.kernel_size, module.stride, module.padding, module.dilation),
+        )  # fmt: skip
+    if isinstance(module, Conv1D):
+        return Opaque(name, module.nf)
     if isinstance(module, Int8Linear | nn.Linear):
         return Opaque(name, module.out_features)
     if isinstance(module, Int8Embedding):

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from autoquant.memory import trim
 from autoquant.runtimes.graph import cache, store
 from autoquant.runtimes.graph.attention import CACHE
-from autoquant.runtimes.graph.capture import Captured, capture, inlined
+from autoquant.runtimes.graph.capture import Captured, capture
 from autoquant.runtimes.graph.lower import Lowered, lower
 from autoquant.runtimes.graph.plain import from_plain
 from autoquant.runtimes.graph.replay import Plan, make_plan
@@ -117,10 +117,6 @@ class GraphForward:
         return self.calls[key] > FEW
 
     def _prepare(self, key: Key, inputs: dict[str, Any]) -> bool:
-        known = self.captured.get(key)
-        if known is not None and known.inlined != inlined(self.model):  # modules are equal only to themselves
-            del self.captured[key]
-            self.checked.discard(key)
         entry = self._entry(key)
         if key not in self.captured:
             self.captured[key] = self._read(key, entry) or self._capture(inputs)

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx import Graph, GraphModule
 from torch.utils._pytree import treespec_dumps, treespec_loads
 
-from autoquant.runtimes.graph.capture import Captured, inlined
+from autoquant.runtimes.graph.capture import Captured
 from autoquant.runtimes.graph.nodes import Kind, kind_of
 
 _ATEN = """
@@ -146,7 +146,7 @@ def from_plain(data: Mapping[str, Any], model: nn.Module) -> Captured:
     }
     if len(inputs) != sum(node.op == "placeholder" for node in made) or not made or made[-1].op != "output":
         raise UnstorableError("inputs or outputs are missing")
-    return Captured(cast(GraphModule, root), inputs, treespec_loads(data["outputs"]), inlined(model))
+    return Captured(cast(GraphModule, root), inputs, treespec_loads(data["outputs"]))
 
 
 def _attribute(module: GraphModule, target: str) -> Data:
