@@ -22,7 +22,7 @@ from autoquant.values import Layer, Profile
 
 PROBES = 4
 """Random output directions a batch: one backward pass each. With eight, a profile is hardly nearer to that of four times as many
-rows and takes half as long again: what is left is mostly which rows they are (`benchmarks/README.md`)."""
+rows and takes half as long again: what is left is mostly which rows they are (`benchmarks/RESULTS.md`)."""
 TOKENS = 4096
 """Calibration tokens that are scored; ranges are taken from all of them."""
 POSITIONS = 1024
