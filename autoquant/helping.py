@@ -10,7 +10,7 @@ from autoquant.measured import PRICE, PROFILE, profile_stage
 from autoquant.search import STUDY_NAME, join_study, work
 from autoquant.searching import problem_of, search_fingerprint, study_place
 from autoquant.session import Session
-from autoquant.trial import make_judge
+from autoquant.trial import ROUNDS_BESIDE, make_judge
 from autoquant.values import Price
 
 
@@ -39,7 +39,7 @@ def help_search(session: Session, name: str) -> tuple[int, str]:
     problem = problem_of(session, profile, price)
     study = join_study(study_place(session), session.settings.study or STUDY_NAME, search_fingerprint(problem))
     with session.progress.bar("float model on the search split", "row") as update:
-        judge = make_judge(session, price, update)
+        judge = make_judge(session, price, update, ROUNDS_BESIDE)
     if price.hardware != session.runtime.description():
         judge = replace(judge, priced=price.ms_of)
         session.progress.note(f"{session.runtime.description()} is not what is searched for: latencies are predicted.")

@@ -31,6 +31,10 @@ from autoquant.values import Price
 ANCHOR_MS = 10
 """Of the float32 model's calls beside each map: as short as maps are, but no blink."""
 
+ROUNDS, ROUNDS_BESIDE = 15, 5
+"""Rounds in which a map is timed, at most; and in a process that others judge maps beside, where more calls make the latency no
+truer: what may be shipped is timed again, alone."""
+
 Plan = list[list[int]]
 """Rows of each batch."""
 
@@ -140,8 +144,12 @@ class Judge:
         return self.against.mean(dict(zip(order.items[:count].tolist(), weights, strict=True)))
 
 
-def make_judge(session: Session, price: Price, update: Callable[[int, int], None]) -> Judge:
-    """Run the float model on the search split."""
+def make_judge(session: Session, price: Price, update: Callable[[int, int], None], rounds: int = ROUNDS) -> Judge:
+    """Run the float model on the search split.
+
+    Args:
+        rounds: in which a map is timed, at most.
+    """
     s, task = session.settings, session.task
     against, order = Divergence(task), Order.by_chance(task.items("search"), s.seed)
     # The outputs that are kept are of the items read first. Two parts and not chunks: batches of like lengths, little padding.
@@ -160,7 +168,7 @@ def make_judge(session: Session, price: Price, update: Callable[[int, int], None
     names = [layer.name for layer in session.inventory.layers]
     few = _few(task, track.items[0])
     replay = Replay(task, Track.of(task, size, [track.items[0][:few]]).plans[0], names, session.assembler.assemble)
-    measure = _clock(session, price.model_ms["float32"])
+    measure = _clock(session, price.model_ms["float32"], rounds)
     return Judge(course, track, base, against, session.assembler.assemble, measure, session.progress.note, replay, few)
 
 
@@ -174,7 +182,7 @@ def _few(task: Task, items: Sequence[int]) -> int:
     return min(len(items), 1 + int(np.searchsorted(tokens, POSITIONS)))
 
 
-def _clock(session: Session, float_ms: float) -> Callable[[nn.Module], tuple[float, float]]:
+def _clock(session: Session, float_ms: float, rounds: int) -> Callable[[nn.Module], tuple[float, float]]:
     """Measures a model's latency in turns with the float32 model's, on as many rows of the example as take `ANCHOR_MS`.
 
     What a machine is slowed down by between two maps slows both. How much longer the float32 model takes on the whole
@@ -197,7 +205,7 @@ def _clock(session: Session, float_ms: float) -> Callable[[nn.Module], tuple[flo
         call = forward_call(model, task, example)
         call()  # the anchor has been called often enough
         pair = {"map": call, "anchor": anchor}
-        times = time_models(pair, warmup=0, max_seconds=3.0, rest_seconds=rest, settled=SETTLED)
+        times = time_models(pair, rounds=rounds, warmup=0, max_seconds=3.0, rest_seconds=rest, settled=SETTLED)
         return times["map"][0] / times["anchor"][0] * share * float_ms, times["map"][1] / times["map"][0]
 
     return milliseconds

@@ -20,7 +20,7 @@ from autoquant.search import Outcome
 from autoquant.search.race import FIRST, Order
 from autoquant.session import Progress
 from autoquant.tasks.base import Batch, Task
-from autoquant.trial import ANCHOR_MS, Judge, make_judge
+from autoquant.trial import ANCHOR_MS, ROUNDS, ROUNDS_BESIDE, Judge, make_judge
 from autoquant.values import Budget, Candidate
 
 ROWS = 100
@@ -66,8 +66,9 @@ class Threshold(nn.Module):
 
 
 def judge_of(
-    wrong: int, budget: Budget, race: bool = False, task: Task | None = None, batch_size: int = 2, float_ms: float = 1.0
-) -> Judge:
+    wrong: int, budget: Budget, race: bool = False, task: Task | None = None, batch_size: int = 2, float_ms: float = 1.0,
+    rounds: int = ROUNDS,
+) -> Judge:  # fmt: skip
     session: Any = SimpleNamespace(
         settings=SimpleNamespace(eval_batch_size=32, trials=1, seed=0, race=race), batch_size=batch_size, task=task or Sign(),
         budget=budget, model=Threshold(0), seq_len=None, progress=Progress(quiet=True),
@@ -75,7 +76,7 @@ def judge_of(
         inventory=SimpleNamespace(layers=()),
     )  # fmt: skip
     price: Any = SimpleNamespace(model_ms={"float32": float_ms})
-    return make_judge(session, price, lambda done, total: None)
+    return make_judge(session, price, lambda done, total: None, rounds)
 
 
 def evaluated(wrong: int, budget: Budget, race: bool = False, task: Task | None = None) -> Outcome:
@@ -214,6 +215,20 @@ def test_maps_are_timed_beside_few_rows_of_a_slow_float_model(
     judged = judge_of(0, Budget(0.05), task=Watched(), batch_size=16, float_ms=float_ms)
     assert set(asked) == {16, rows}
     assert judged("bfloat16", {}).ms == pytest.approx(float_ms * 20 / 80) and judged("bfloat16", {}).noise == 1 / 20
+
+
+@pytest.mark.parametrize("rounds", [ROUNDS, ROUNDS_BESIDE])
+def test_a_map_is_timed_in_no_more_rounds_than_were_asked_for(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+
+    def times(models: dict[str, Any], **how: Any) -> dict[str, tuple[float, float]]:
+        found.append(how["rounds"])
+        return dict.fromkeys(models, (1.0, 0.0))
+
+    judged = judge_of(0, Budget(0.05), rounds=rounds)
+    monkeypatch.setattr("autoquant.trial.time_models", times)
+    judged("bfloat16", {})
+    assert found == [rounds]
 
 
 @pytest.mark.parametrize(("length", "few"), [(1, ROWS), (POSITIONS // 8, 8), (POSITIONS - 1, 2), (POSITIONS, 1)])
