@@ -17,6 +17,11 @@ def layer(x: Tensor, name: str, width: int, dtype: torch.dtype) -> Tensor:
     raise RuntimeError(f"The node of layer '{name}' was run without being lowered.")
 
 
+@layer.register_fake
+def _(x: Tensor, name: str, width: int, dtype: torch.dtype) -> Tensor:
+    return x.new_empty((*(x.shape[:-1] if x.dtype.is_floating_point else x.shape), width), dtype=dtype)
+
+
 def window(
     kernel_size: Sequence[int], stride: Sequence[int], padding: str | Sequence[int], dilation: Sequence[int]
 ) -> tuple[list[int], list[int]]:
@@ -25,11 +30,6 @@ def window(
     named = {"valid": [0, 0], "same": [e - 1 for e in extent]}
     padded = named[padding] if isinstance(padding, str) else [2 * p for p in padding]
     return list(stride), [e - p for e, p in zip(extent, padded, strict=True)]
-
-
-@layer.register_fake
-def _(x: Tensor, name: str, width: int, dtype: torch.dtype) -> Tensor:
-    return x.new_empty((*(x.shape[:-1] if x.dtype.is_floating_point else x.shape), width), dtype=dtype)
 
 
 @torch.library.custom_op("autoquant::convolution", mutates_args=())

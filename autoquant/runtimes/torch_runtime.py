@@ -288,7 +288,7 @@ class FloatLayer(nn.Module):
         own = weight if layer.kind != "conv2d" else weight.reshape(module.weight.shape)  # type: ignore[arg-type]
         self.weight = nn.Parameter(own, requires_grad=False)
         self.register_buffer("bias", None if bias is None else bias.to(weight.dtype))
-        names = ("stride", "padding", "dilation", "groups")
+        names = ("stride", "padding", "dilation")
         self.geometry: dict[str, Any] = {name: getattr(module, name) for name in names if hasattr(module, name)}
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from autoquant.search.ladder import SAFER
 from autoquant.search.ledger import Seen, promise
 from autoquant.search.problem import Choice, Problem
+from autoquant.search.strategies.surrogate import WORTH as STEP
 from autoquant.search.strategies.surrogate import correct, most_saving
 from autoquant.search.surrogate import solve_safest
 
 FALLBACK = "fallback"
 """Origin of its trial."""
-EQUAL = 1.005
-"""Times that a map may save less than the best one and be as good as that: proposals differ by more (`surrogate.WORTH`)."""
 SHARE = 0.9 * SAFER
 """Of the best map's divergence: what is predicted is off by a tenth now and then."""
 WORTH = 1.02
@@ -31,9 +30,9 @@ def fall_back(
 ) -> tuple[str, Choice] | None:
     """(base dtype, choice) of an untried map that is safer than the best one.
 
-    The safest that saves as much, if it is predicted to diverge clearly less than any such map that was tried. Else the most
-    saving one predicted to diverge at most `SHARE` times as much as the best one. None where no quantized map is within the
-    budget yet, or a safer one that was tried saves as much.
+    The safest that saves as much, but for less than a proposal must promise more, if it is predicted to diverge clearly less
+    than any such map that was tried. Else the most saving one predicted to diverge at most `SHARE` times as much as the best
+    one. None where no quantized map is within the budget yet, or a safer one that was tried saves as much.
     """
     within = [s for s in seen if s.margin <= 0]
     best = max((s for s in within if any(s.choice)), key=lambda s: s.saving, default=None)
@@ -41,9 +40,9 @@ def fall_back(
         return None
     known = max((s.saving for s in within if s.divergence < SAFER * best.divergence), default=0.0)
     problem, offsets = correct(problem, seen)
-    equal = solve_safest(problem, best.base, best.choice, EQUAL, tried=tried[best.base])
+    equal = solve_safest(problem, best.base, best.choice, STEP, tried=tried[best.base])
     if equal is not None:
-        least = promise(problem, best.base, best.choice) / EQUAL
+        least = promise(problem, best.base, best.choice) / STEP
         alike = [s.divergence for s in seen if any(s.choice) and promise(problem, s.base, s.choice) >= least]
         if problem.score(equal) + offsets[best.base] < SAFER * min(alike):
             return best.base, equal

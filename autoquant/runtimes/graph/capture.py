@@ -181,9 +181,7 @@ def node_of(name: str, module: nn.Module) -> Opaque | None:
         return Opaque(name, module.linear.out_features, window=window(module.kernel_size, **module.geometry))
     if isinstance(module, FloatLayer):
         width = module.weight.shape[1 if module.kind == "embedding" else 0]
-        reach = None
-        if module.kind == "conv2d":
-            reach = window(module.weight.shape[2:], **{n: v for n, v in module.geometry.items() if n != "groups"})
+        reach = window(module.weight.shape[2:], **module.geometry) if module.kind == "conv2d" else None
         return Opaque(name, width, module.dtype, reach)
     if isinstance(module, nn.Conv2d) and why_left_alone(module) is None:
         return Opaque(
